@@ -1,0 +1,6 @@
+"""What a training step minimises: (model, batch) -> Loss."""
+
+from .likelihood import Likelihood, TokenWeights
+from .weighted import Weighted, ramp
+
+__all__ = ["Likelihood", "TokenWeights", "Weighted", "ramp"]
