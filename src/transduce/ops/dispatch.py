@@ -54,6 +54,8 @@ class Op:
         self._backends: dict[str, tuple[Callable[..., Any], Callable[..., str | None]]] = {}
         self._make_cases: Callable[[], Iterable[Case]] | None = None
         self._told: set[tuple[str, str]] = set()
+        self.matrix: Callable[..., Any] | None = None
+        """For ops that are linear in their input over time: the token-to-token matrix they imply."""
         _ops[self.name] = self
 
     def backend(self, name: str, when: Callable[..., str | None] = lambda *a, **k: None):
@@ -87,16 +89,20 @@ class Op:
                 return verdicts
         return {**verdicts, "reference": "used"}
 
-    def run(self, backend: str, *args: Any, **kwargs: Any) -> Any:
-        """Run one named backend, or raise ValueError with its reason to refuse."""
+    def refusal(self, backend: str, *args: Any, **kwargs: Any) -> str | None:
+        """Why the named backend cannot serve these arguments; None when it can."""
         if backend == "reference":
-            return self.reference(*args, **kwargs)
+            return None
         if backend not in self._backends:
             raise ValueError(f"{self.name} has no backend {backend!r}; it has {', '.join(self.backends)}")
-        fn, when = self._backends[backend]
-        reason = when(*args, **kwargs)
+        return self._backends[backend][1](*args, **kwargs)
+
+    def run(self, backend: str, *args: Any, **kwargs: Any) -> Any:
+        """Run one named backend, or raise ValueError with its reason to refuse."""
+        reason = self.refusal(backend, *args, **kwargs)
         if reason is not None:
             raise ValueError(f"backend {backend!r} of {self.name} refuses: {reason}")
+        fn = self.reference if backend == "reference" else self._backends[backend][0]
         return fn(*args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

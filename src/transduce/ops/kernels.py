@@ -1,0 +1,130 @@
+"""Compiled CPU kernels on torch's own threads.
+
+numba's ``parallel=True`` brings a second pool of threads. Both pools spin for a while after each parallel region, so on
+a machine with as many threads as cores a kernel beside torch waits for a scheduler tick: milliseconds instead of
+microseconds. Here a kernel is compiled to a C function and handed to the OpenMP runtime that torch itself links
+(``GOMP_parallel``), so there is one pool, its size is ``torch.get_num_threads()``, and a launch costs about 2 us.
+Where torch uses another runtime (macOS, Windows) kernels run on one thread.
+
+This module imports numba: import it inside the function that first needs a kernel.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Callable, Sequence
+
+import llvmlite.binding
+import numba
+import torch
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+from torch import Tensor
+
+_TYPES = {
+    torch.float32: types.float32,
+    torch.float64: types.float64,
+    torch.complex64: types.complex64,
+    torch.complex128: types.complex128,
+}
+_THREAD_SYMBOL = "transduce_thread_number"
+_ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_WORTH_A_THREAD = 16384
+"""Elements below which a second thread costs more than it gives (measured: 2 us a launch, about 0.1 ns an element)."""
+
+
+def _openmp() -> ctypes.CDLL | None:
+    """The OpenMP runtime inside torch, when it offers the GNU entry points (LLVM's runtime does on Linux, too)."""
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        runtime = ctypes.CDLL(str(library))
+        runtime.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        runtime.GOMP_parallel.restype = None
+        runtime.omp_get_thread_num.restype = ctypes.c_int
+    except (OSError, AttributeError):
+        return None
+    return runtime
+
+
+@numba.cfunc(types.int32())
+def _always_zero() -> int:
+    return 0
+
+
+_runtime = _openmp()
+llvmlite.binding.add_symbol(
+    _THREAD_SYMBOL,
+    ctypes.cast(_runtime.omp_get_thread_num, ctypes.c_void_p).value if _runtime else _always_zero.address,
+)
+thread_number = types.ExternalFunction(_THREAD_SYMBOL, types.int32())
+"""For use inside kernels: which of the threads of this launch we are."""
+
+
+@intrinsic
+def as_size(typingctx, pointer):  # noqa: ANN001, ANN201 (numba's own signature)
+    """The number that :meth:`Kernel.launch` put in the place of a pointer."""
+
+    def codegen(context, builder, signature, args):  # noqa: ANN001, ANN202
+        return builder.ptrtoint(args[0], ir.IntType(64))
+
+    return types.int64(pointer), codegen
+
+
+@intrinsic
+def as_bytes(typingctx, pointer):  # noqa: ANN001, ANN201
+    """The same address, read as bytes (bool tensors)."""
+    target = types.CPointer(types.uint8)
+
+    def codegen(context, builder, signature, args):  # noqa: ANN001, ANN202
+        return builder.bitcast(args[0], context.get_value_type(target))
+
+    return target(pointer), codegen
+
+
+def threads_for(elements: int) -> int:
+    """How many threads a streaming kernel over so many elements deserves, at most ``torch.get_num_threads()``."""
+    if _runtime is None:
+        return 1
+    return max(1, min(torch.get_num_threads(), elements // _WORTH_A_THREAD))
+
+
+class Kernel:
+    """A function ``fn(data)`` in numba's nopython subset, compiled for a dtype at its first launch.
+
+    ``data[i]`` is a pointer to the elements of the i-th tensor for i < len(tensors); the sizes follow, to be read with
+    :func:`as_size`. A missing tensor is a null pointer. Machine code is cached on disk beside the source, in the user's
+    cache folder where that cannot be written, and not at all where neither can.
+    """
+
+    def __init__(self, fn: Callable[..., None]) -> None:
+        self._fn = fn
+        self._compiled: dict[torch.dtype, numba.core.ccallback.CFunc] = {}
+
+    @staticmethod
+    def serves(dtype: torch.dtype) -> bool:
+        return dtype in _TYPES
+
+    def _compile(self, dtype: torch.dtype) -> numba.core.ccallback.CFunc:
+        signature = types.void(types.CPointer(types.CPointer(_TYPES[dtype])))
+        try:
+            return numba.cfunc(signature, cache=True)(self._fn)
+        except (OSError, RuntimeError):  # no folder for the cache, or a full disk
+            return numba.cfunc(signature)(self._fn)
+
+    def launch(
+        self, dtype: torch.dtype, tensors: Sequence[Tensor | None], sizes: Sequence[int], threads: int
+    ) -> None:
+        """Run on ``threads`` threads. The tensors must be contiguous, on the CPU, and of the layout ``fn`` expects."""
+        compiled = self._compiled.get(dtype)
+        if compiled is None:
+            compiled = self._compiled[dtype] = self._compile(dtype)
+        words = [0 if t is None else t.data_ptr() for t in tensors] + list(sizes)
+        data = (ctypes.c_int64 * len(words))(*words)
+        if threads == 1 or _runtime is None:
+            _ENTRY(compiled.address)(ctypes.addressof(data))
+        else:
+            _runtime.GOMP_parallel(compiled.address, ctypes.addressof(data), threads, 0)
+
+
