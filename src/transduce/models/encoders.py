@@ -12,18 +12,20 @@ from transduce.core.state import State
 class SequenceEncoder(Encoder):
     """Symbols -> embedding -> mixer -> memory of the same length.
 
-    ``embed`` maps ids (B,T) to (B,T,D); ``mixer`` is any mixer or stack of them. With a causal mixer the encoder
-    streams: give it a state and chunks of source.
+    ``embed`` maps ids (B,T) to (B,T,D); ``mixer`` is any mixer or stack of them, None for the embeddings alone. With
+    a causal mixer the encoder streams: give it a state and chunks of source.
     """
 
-    def __init__(self, embed: nn.Module, mixer: Mixer) -> None:
+    def __init__(self, embed: nn.Module, mixer: Mixer | None = None) -> None:
         super().__init__()
         self.embed = embed
         self.mixer = mixer
-        self.lookahead = mixer.lookahead
+        self.lookahead = mixer.lookahead if mixer is not None else 0
 
     def forward(self, source: Seq, state: State = None, *, final: bool = True) -> tuple[Seq, State]:
-        y, state = self.mixer(self.embed(source.data), state, mask=source.mask)
+        y = self.embed(source.data)
+        if self.mixer is not None:
+            y, state = self.mixer(y, state, mask=source.mask)
         return Seq(zero_masked(y, source.mask), source.mask), state
 
 
