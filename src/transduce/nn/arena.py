@@ -1,0 +1,325 @@
+"""Keys and values of past steps, appended in place, yet every older state stays what it was.
+
+A purely functional cache copies everything at every step. An arena is a buffer that successive states share: each
+state knows how far its own row is filled (``count``), and the next one writes behind that. What a state sees is
+therefore never touched by its successors, and only the newest state of a buffer writes into it; any other one (a
+state that was continued before, a merge of two states) copies the buffer first. In short: copy on write, where the
+common case, decoding step after step, never copies.
+
+With a window the buffer is a ring of ``window + SLACK`` slots. A successor overwrites the oldest slots, so an older
+state can be continued exactly while at most ``SLACK`` steps were written behind it, and refuses after that;
+:func:`transduce.core.state.fork` beforehand makes an independent copy.
+
+With gradients switched on, and while a graph is exported, nothing is written in place.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from transduce.core.state import StateNode
+
+SLACK = 32
+"""Steps that may be written behind a windowed state before it can no longer be continued."""
+
+_FIRST_ROOM = 32
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Where the steps of a chunk stand in their rows. ``index`` (B,T): how many valid steps precede the step in its
+    row (at a masked step: that of the last valid one). ``start`` (B,T): index of the first step of its history.
+    ``mask`` (B,T) or None. One row stands for all where they are equal."""
+
+    index: Tensor
+    start: Tensor
+    mask: Tensor | None
+
+    @property
+    def position(self) -> Tensor:
+        """(B,T): steps since the last reset."""
+        return (self.index - self.start).clamp(min=0)
+
+    @classmethod
+    def of_chunk(
+        cls, steps: int, count: Tensor, start: Tensor, mask: Tensor | None = None, resets: Tensor | None = None
+    ) -> Steps:
+        """``count`` and ``start`` (B,) before the chunk; ``resets`` only at valid steps."""
+        if mask is None:
+            index = count[:, None] + torch.arange(steps, device=count.device)
+        else:
+            index = count[:, None] + mask.long().cumsum(1) - 1
+        since = start[:, None]
+        if resets is not None:
+            since = torch.maximum(since, torch.where(resets, index, -1).cummax(1).values)
+        return cls(index, since.expand(since.shape[0], steps), mask)
+
+    @property
+    def as_keys(self) -> Tensor:
+        """(B,T): the index, -1 at masked steps, where there is nothing to attend to."""
+        return self.index if self.mask is None else torch.where(self.mask, self.index, -1)
+
+
+@dataclass(frozen=True)
+class KVArena(StateNode):
+    """Keys and values (B, slots+1, H, K) and what of them is filled; the last slot takes masked steps.
+
+    count (B,): valid steps so far. start (B,): index of the first step since the last reset. written (B,): one past
+    the highest index ever written into these buffers, by whichever state. steps: upper bound of ``count`` that needs
+    no look at the device. version: that of ``keys`` when this state was made. owner: whether this state may write
+    into the buffers as long as the version is still that one. window: steps that a query can see, itself included;
+    None for all. Without a window the step of index i is in slot i, with one in slot i modulo ``slots``.
+    """
+
+    keys: Tensor
+    values: Tensor
+    count: Tensor
+    start: Tensor
+    written: Tensor
+    steps: int = 0
+    version: int = 0
+    owner: bool = False
+    window: int | None = None
+
+    @classmethod
+    def empty(
+        cls, batch: int, heads: int, width: int, *, like: Tensor, window: int | None = None, capacity: int | None = None
+    ) -> KVArena:
+        """An arena without content, on the device and with the dtype of ``like``."""
+        slots = window + SLACK if window is not None else max(1, capacity if capacity is not None else _FIRST_ROOM)
+        with _ordinary_tensors():
+            keys = torch.zeros(batch, slots + 1, heads, width, dtype=like.dtype, device=like.device)
+            none = torch.zeros(batch, dtype=torch.long, device=like.device)
+            return cls(keys, keys.clone(), none, none.clone(), none.clone(), owner=True, window=window)
+
+    @property
+    def slots(self) -> int:
+        return self.keys.shape[1] - 1
+
+    @property
+    def position(self) -> Tensor:
+        """(B,): steps since the last reset."""
+        return self.count - self.start
+
+    def place(self, steps: int, mask: Tensor | None = None, resets: Tensor | None = None) -> Steps:
+        """Where the next ``steps`` steps stand."""
+        return Steps.of_chunk(steps, self.count, self.start, mask, resets)
+
+    # ------------------------------------------------------------ appending
+
+    def append(self, k: Tensor, v: Tensor, at: Steps) -> tuple[Tensor, Tensor, Tensor, KVArena]:
+        """Add a chunk k, v (B,T,H,K) at ``at``, which :meth:`place` gave.
+
+        Returns the keys and values to attend to (B,S,H,K), the index of each (B,S) (negative: nothing there), and
+        the arena that holds the chunk.
+        """
+        self._check_intact()
+        if self.window is not None and k.shape[1] > SLACK + 1:
+            return self._append_long(k, v, at)
+        arena = self._with_room(k.shape[1])
+        if arena is not self:
+            at = replace(at, index=at.index - self.start[:, None], start=at.start - self.start[:, None])
+        arena = arena._write(k, v, at)
+        live = min(arena.steps, arena.slots)
+        return arena.keys[:, :live], arena.values[:, :live], arena._index_of_slots(live), arena
+
+    def _append_long(self, k: Tensor, v: Tensor, at: Steps) -> tuple[Tensor, Tensor, Tensor, KVArena]:
+        """A chunk that would overwrite in the ring what its own first steps still see: attend to old and new laid
+        end to end, then keep the last part in a ring of its own."""
+        old_k, old_v, old_index = self._newest(self.window - 1)
+        seen_k, seen_v = torch.cat((old_k, k.to(old_k.dtype)), 1), torch.cat((old_v, v.to(old_v.dtype)), 1)
+        seen_index = torch.cat((old_index, at.as_keys.expand(old_index.shape[0], -1)), 1)
+        return seen_k, seen_v, seen_index, replace(self, owner=False)._write(k, v, at)
+
+    def _write(self, k: Tensor, v: Tensor, at: Steps) -> KVArena:
+        chunk = k.shape[1]
+        count = at.index[:, -1] + 1
+        slot, stored = at.index, at.mask
+        if self.window is not None:
+            slot = slot % self.slots
+            if chunk > self.slots:
+                newest = at.index >= count[:, None] - self.slots
+                stored = newest if stored is None else stored & newest
+        if stored is not None:
+            slot = torch.where(stored, slot, self.slots)
+        where = (torch.arange(k.shape[0], device=k.device)[:, None], slot)
+        k, v = k.to(self.keys.dtype), v.to(self.values.dtype)
+        functional = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if functional:
+            keys, values, written = self.keys.index_put(where, k), self.values.index_put(where, v), count
+        else:
+            keys, values, written = self._own_buffers()
+            keys.index_put_(where, k)
+            values.index_put_(where, v)
+            torch.maximum(written, count, out=written)
+        return KVArena(
+            keys,
+            values,
+            count,
+            at.start[:, -1],
+            written,
+            self.steps + chunk,
+            _version(keys),
+            not functional,
+            self.window,
+        )
+
+    def _own_buffers(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Buffers that may be written behind ``count``: these, unless another state may rely on what is there."""
+        if self.owner and _version(self.keys) == self.version:
+            return self.keys, self.values, self.written
+        with _ordinary_tensors():
+            return self.keys.clone(), self.values.clone(), self.count.clone()
+
+    def _check_intact(self) -> None:
+        """Refuse when successors have overwritten in the ring what this state still needs."""
+        if self.window is None or _version(self.keys) == self.version:
+            return
+        if bool((self.written - self.count > SLACK + 1).any()):
+            raise ValueError(
+                f"more than {SLACK} steps were taken after this windowed attention state, so it cannot be continued; "
+                "fork() a state that you want to come back to"
+            )
+
+    def _with_room(self, chunk: int) -> KVArena:
+        """Room for ``chunk`` more steps. At least twice the slots at a time, so all copies together stay linear."""
+        if self.window is not None or self.steps + chunk <= self.slots:
+            return self
+        if torch.compiler.is_compiling():
+            return self._resized(max(2 * self.slots, self.steps + chunk))
+        # The one look at the device: masked steps and resets may have left more room than the bound knows.
+        live = int(self.position.max())
+        enough = live + chunk <= self.slots // 2
+        return self._from_start(self.slots if enough else max(2 * self.slots, live + chunk), live)
+
+    # ------------------------------------------------------------ moving
+
+    def _resized(self, slots: int) -> KVArena:
+        """More slots. The old bin becomes an ordinary slot, which nothing reads before it is written."""
+        if slots == self.slots:
+            return self
+        more = (0, 0, 0, 0, 0, slots - self.slots)
+        keys, values = F.pad(self.keys, more), F.pad(self.values, more)
+        return replace(self, keys=keys, values=values, version=_version(keys), owner=False)
+
+    def _from_start(self, slots: int, live: int) -> KVArena:
+        """New buffers with ``slots`` slots in which every row's history begins at slot 0; ``live``: the longest."""
+        with _ordinary_tensors():
+            keys, values = self._take(self.start[:, None] + torch.arange(live, device=self.start.device))
+            more = (0, 0, 0, 0, 0, slots + 1 - live)
+            keys, values = F.pad(keys, more), F.pad(values, more)
+            count = self.position.clone()
+            return KVArena(keys, values, count, torch.zeros_like(count), count.clone(), live, _version(keys), True)
+
+    def _index_of_slots(self, live: int) -> Tensor:
+        """(B, live): index of the step in each slot, negative or not yet counted where there is none."""
+        slot = torch.arange(live, device=self.count.device)[None]
+        if self.window is None:
+            return slot.expand(self.count.shape[0], live)
+        last = self.count[:, None] - 1
+        return last - (last - slot) % self.slots
+
+    def _take(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B,n,H,K) of the steps with these indices (B,n); zeros where a row has no such step."""
+        there = (index >= self.start[:, None]) & (index < self.count[:, None])
+        slot = torch.where(there, index % self.slots, self.slots)
+        rows = torch.arange(index.shape[0], device=index.device)[:, None]
+        there = there[..., None, None]
+        zero = self.keys.new_zeros(())
+        return torch.where(there, self.keys[rows, slot], zero), torch.where(there, self.values[rows, slot], zero)
+
+    def _newest(self, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The last ``steps`` steps of each row in order, keys, values and indices; indices are -1 before the start."""
+        index = self.count[:, None] - steps + torch.arange(steps, device=self.count.device)
+        return *self._take(index), torch.where(index >= self.start[:, None], index, -1)
+
+    # ------------------------------------------------------------ the row algebra
+
+    def select(self, rows: Tensor) -> KVArena:
+        self._check_intact()
+        live = self.keys.shape[1]
+        if self.window is None and 2 * self.steps <= self.slots:
+            live = self.steps  # the room behind is empty: do not copy it
+        more = (0, 0, 0, 0, 0, self.keys.shape[1] - live)
+        with _ordinary_tensors():
+            keys = F.pad(self.keys[:, :live].index_select(0, rows), more)
+            values = F.pad(self.values[:, :live].index_select(0, rows), more)
+            count, start = self.count.index_select(0, rows), self.start.index_select(0, rows)
+        return self._with(keys, values, count, start)
+
+    def cat(self, others: Sequence[KVArena]) -> KVArena:
+        parts = self._alike(others)
+        with _ordinary_tensors():
+            keys, values = torch.cat([p.keys for p in parts]), torch.cat([p.values for p in parts])
+            count, start = torch.cat([p.count for p in parts]), torch.cat([p.start for p in parts])
+        return replace(self, steps=max(p.steps for p in parts))._with(keys, values, count, start)
+
+    def where(self, keep_new: Tensor, old: KVArena) -> KVArena:
+        count = torch.where(keep_new, self.count, old.count)
+        start = torch.where(keep_new, self.start, old.start)
+        steps = max(self.steps, old.steps)
+        if old.keys is self.keys:
+            # One buffer holds both pasts. Neither it nor what ``self`` wrote may change, so the result does not own it.
+            self._check_intact()
+            old._check_intact()
+            return replace(self, count=count, start=start, steps=steps, version=_version(self.keys), owner=False)
+        new, old = self._alike([old])
+        keep = keep_new.view(-1, 1, 1, 1)
+        with _ordinary_tensors():
+            keys, values = torch.where(keep, new.keys, old.keys), torch.where(keep, new.values, old.values)
+        return replace(self, steps=steps)._with(keys, values, count, start)
+
+    def fork(self) -> KVArena:
+        self._check_intact()
+        with _ordinary_tensors():
+            keys, values = self.keys.clone(), self.values.clone()
+        return self._with(keys, values, self.count, self.start)
+
+    def canonical(self) -> dict[str, Any]:
+        """The steps that later queries can see, in order, zeros before them (window) or behind them (no window)."""
+        self._check_intact()
+        if self.window is None:
+            live = int(self.position.max()) if self.position.numel() else 0
+            keys, values = self._take(self.start[:, None] + torch.arange(live, device=self.start.device))
+        else:
+            keys, values, _ = self._newest(self.window - 1)
+        return {"keys": keys, "values": values, "position": self.position}
+
+    def _alike(self, others: Sequence[KVArena]) -> list[KVArena]:
+        """These arenas with one number of slots."""
+        parts = [self, *others]
+        for part in parts:
+            part._check_intact()
+            if part.window != self.window:
+                raise ValueError(f"attention states of windows {self.window} and {part.window} do not join")
+        slots = max(p.slots for p in parts)
+        with _ordinary_tensors():
+            return [p._resized(slots) for p in parts]
+
+    def _with(self, keys: Tensor, values: Tensor, count: Tensor, start: Tensor) -> KVArena:
+        """The state of new buffers that nobody else knows."""
+        with _ordinary_tensors():
+            written = count.clone()
+        owner = not keys.requires_grad
+        return KVArena(keys, values, count, start, written, self.steps, _version(keys), owner, self.window)
+
+
+@contextmanager
+def _ordinary_tensors() -> Iterator[None]:
+    """Inside inference mode, make tensors that count their versions all the same."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def _version(t: Tensor) -> int:
+    """How often a tensor was written in place; -1 where it is not counted."""
+    return -1 if torch.compiler.is_compiling() or t.is_inference() else t._version
