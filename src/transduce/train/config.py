@@ -1,0 +1,117 @@
+"""Every choice of a training run, in one frozen dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from transduce.core.errors import UserError
+
+from .schedules import SCHEDULES
+
+PRECISIONS = ("auto", "float32", "bf16")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. Raises :class:`UserError` naming the field when a value makes no sense."""
+
+    max_time: float = 600.0
+    """Wall-clock budget of the run in seconds, evaluations and saving included. Turned into steps once."""
+    max_steps: int | None = None
+    """At most this many optimiser steps."""
+    max_epochs: float | None = None
+    """At most this many passes over the training part; fractions are allowed."""
+    batch_symbols: int = 8192
+    """Padded symbols (source and target) in a batch. Long examples come in smaller batches."""
+    learning_rate: float = 2e-3
+    """Peak learning rate."""
+    schedule: Literal["one-cycle", "cosine", "inverse-sqrt", "constant"] = "one-cycle"
+    """How the learning rate moves over the plan."""
+    warmup: float = 0.1
+    """Share of the plan over which the learning rate rises to its peak."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of AdamW, on matrices only: biases, gains and other vectors are left alone."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's decay rates of the first and second moment."""
+    clip: float = 1.0
+    """Largest global gradient norm; 0 switches clipping off."""
+    accumulate: int = 1
+    """Batches whose gradients are summed, weighted by their symbols, before each step."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """Arithmetic of matrix products: bf16 autocast, float32, or bf16 where the device computes it fast."""
+    ema: float | None = None
+    """Decay of an exponential moving average of the weights (0.999, say), evaluated and stored instead of them."""
+    evaluations: int = 10
+    """Evaluations on held-out examples, evenly over the plan; 0 for none before the end."""
+    evaluation_rows: int = 1000
+    """Held-out examples that each of them reads, always the same ones."""
+    patience: int | None = None
+    """Stop after this many evaluations in a row without a new best."""
+    keep_best: bool = True
+    """Store the weights of the best evaluation rather than the last ones."""
+    log_every: int = 20
+    """Steps from one line of the log to the next; widened on long runs so that about 500 lines come out."""
+    save_every: float = 60.0
+    """Seconds between checkpoints."""
+    seed: int = 0
+    """Seed of the order of the data, of dropout and of the objective's own randomness."""
+    threads: int | None = None
+    """CPU threads; the default leaves torch's choice."""
+
+    def __post_init__(self) -> None:
+        if not self.max_time > 0 or math.isinf(self.max_time):
+            raise UserError(f"max_time must be a number of seconds above 0, got {self.max_time:g}; 600 is ten minutes.")
+        for name, least in _AT_LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not (value >= least and math.isfinite(value)):
+                raise UserError(f"{name} must be at least {least}, got {value}.")
+        for name in ("learning_rate", "max_epochs", "save_every"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise UserError(f"{name} must be above 0, got {value}.")
+        for name, options in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in options:
+                raise UserError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}.")
+        if not 0.0 <= self.warmup < 1.0:
+            raise UserError(f"warmup is a share of the plan, at least 0 and below 1, got {self.warmup}.")
+        if len(self.betas) != 2 or not all(0.0 <= b < 1.0 for b in self.betas):
+            raise UserError(f"betas are two numbers, at least 0 and below 1, got {self.betas}.")
+        if self.ema is not None and not 0.0 < self.ema < 1.0:
+            raise UserError(f"ema must lie between 0 and 1, or be left out, got {self.ema}.")
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary that JSON can hold."""
+        return {**dataclasses.asdict(self), "betas": list(self.betas)}
+
+
+_AT_LEAST = {
+    "max_steps": 1, "batch_symbols": 1, "weight_decay": 0, "clip": 0, "accumulate": 1, "evaluations": 0,
+    "evaluation_rows": 1, "patience": 1, "log_every": 1, "threads": 1,
+}
+
+LIMITS = ("max_time", "max_steps", "max_epochs")
+"""Fields that a resumed run may change: they move the end of the run."""
+
+FREE = ("save_every", "threads")
+"""Fields that a resumed run may change without any trace in the numbers (threads: up to rounding)."""
+
+
+def resumable(before: dict[str, Any], now: TrainConfig) -> bool:
+    """Compare the settings of a stored run with the present ones.
+
+    Returns True when a limit was moved. Raises :class:`UserError` naming a field that must not change.
+    """
+    present = now.to_json()
+    for name, value in present.items():
+        if name in LIMITS or name in FREE:
+            continue
+        old = before.get(name, value)
+        if old != value:
+            raise UserError(
+                f"The run was started with {name} = {old} and cannot go on with {name} = {value}: "
+                f"give {old} again, or start a new run in another folder."
+            )
+    return any(before.get(name) != present[name] for name in LIMITS)

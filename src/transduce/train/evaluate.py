@@ -1,0 +1,103 @@
+"""Held-out measurement: loss under teacher forcing, and error rates of decoded sequences or bits per character."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any, Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from transduce.core.protocols import Hypothesis, Model, Searcher
+from transduce.core.seq import Batch
+from transduce.data.batching import Encoded, batches
+from transduce.data.fields import DataSpec
+from transduce.data.metrics import ErrorRates, error_rates
+
+
+class Interrupted(Exception):
+    """The caller asked to stop in the middle of an evaluation."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of one pass. ``loss``: nats per target symbol, EOS included.
+
+    For pairs ``sequence_error``, ``symbol_error``, ``rates`` (counts a row) and ``hypotheses`` (n-best lists a row, in the
+    order of the data). For texts ``bits_per_character``: all bits of all targets, each EOS included, divided by the number
+    of symbols without EOS; so the cost of ending each window counts against the model.
+    """
+
+    loss: float
+    rows: int
+    seconds: float
+    sequence_error: float | None = None
+    symbol_error: float | None = None
+    bits_per_character: float | None = None
+    rates: ErrorRates | None = None
+    hypotheses: list[list[Hypothesis]] = field(default_factory=list)
+
+    def numbers(self) -> dict[str, float | int | None]:
+        """The figures that go into logs, bundles and cards."""
+        named = {
+            "loss": self.loss,
+            "sequence_error": self.sequence_error,
+            "symbol_error": self.symbol_error,
+            "bits_per_character": self.bits_per_character,
+        }
+        return {**{k: v for k, v in named.items() if v is not None}, "rows": self.rows}
+
+
+@torch.no_grad()
+def evaluate(
+    model: Model,
+    searcher: Searcher | None,
+    encoded: Encoded,
+    spec: DataSpec,
+    *,
+    batch_symbols: int = 16384,
+    device: torch.device | str = "cpu",
+    stop: Callable[[], bool] = lambda: False,
+) -> Evaluation:
+    """Measure ``model`` on ``encoded`` in batches of similar length.
+
+    ``searcher`` decodes each source; None (language models) reports bits per character instead of error rates. ``stop`` is
+    asked between batches; when it says True, :class:`Interrupted` is raised. The model's training mode is restored.
+    """
+    started = time.perf_counter()
+    rows = len(encoded.targets)
+    if rows == 0:
+        raise ValueError("nothing to evaluate: the data set is empty")
+    was_training = model.training
+    model.eval()
+    nats, symbols = 0.0, 0
+    found: list[list[Hypothesis]] = [[] for _ in range(rows)]
+    try:
+        for batch in batches(encoded, batch_symbols):
+            if stop():
+                raise Interrupted
+            batch = batch.to(device)
+            nats += float(_nats(model, batch).sum())
+            symbols += int(batch.target.valid().sum())
+            if searcher is not None:
+                for row, hypotheses in zip(batch.rows, searcher(model, batch)):
+                    found[row] = hypotheses
+    finally:
+        model.train(was_training)
+    loss = nats / symbols
+    if searcher is None:
+        bits = nats / math.log(2.0) / max(1, symbols - rows)
+        return Evaluation(loss, rows, time.perf_counter() - started, bits_per_character=bits)
+    rates = measure(found, encoded, spec)
+    return Evaluation(
+        loss, rows, time.perf_counter() - started, rates.sequence, rates.symbol, rates=rates, hypotheses=found
+    )
+
+
+def _nats(model: Model, batch: Batch) -> Tensor:
+    """-log p of each row's target under teacher forcing, (B,) in float64."""
+    dist, _ = model(batch.previous, model.start(batch, continues=False), mask=batch.target.mask)
+    log_p = dist.log_prob(batch.target.data)
+    return -torch.where(batch.target.valid(), log_p, torch.zeros_like(log_p)).double().sum(1)

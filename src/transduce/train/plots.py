@@ -1,0 +1,178 @@
+"""Pictures of a run: learning curve, attention map, labelled curves. matplotlib is imported when the first is drawn."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any, Mapping, Sequence, TYPE_CHECKING
+
+import numpy as np
+
+from .storage import replace_file, writing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#1f5fa8", "#d1495b", "#2a9d6f", "#e09f3e", "#7a5195", "#5b6770")
+_GREY = "#5b6770"
+
+
+def _figure(width: float, height: float) -> Figure:
+    # a Figure with its own Agg canvas: pyplot's global state and the user's backend stay untouched
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: Path | str) -> Path:
+    """Write a PNG atomically."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", facecolor="white")
+    path = Path(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, picture.getvalue())
+    return path
+
+
+def _tidy(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#b0b7bd")
+    axes.tick_params(colors=_GREY, labelsize=8)
+    axes.grid(axis="y", color="#e6e9ec", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(x, fontsize=9, color=_GREY)
+    axes.set_ylabel(y, fontsize=9, color=_GREY)
+    axes.set_title(title, fontsize=10, loc="left", color="#222222")
+
+
+def learning_curve(
+    history: Sequence[Mapping[str, Any]],
+    path: Path | str,
+    *,
+    sequence_name: str = "sequence error",
+    symbol_name: str = "symbol error",
+) -> Path:
+    """Draw loss (left) and held-out error or bits per character (right) over wall-clock time.
+
+    ``history``: records as in ``log.jsonl``; those with ``loss`` are training reports, those with ``valid_loss`` evaluations.
+    """
+    reports = [r for r in history if r.get("loss") is not None]
+    held_out = [r for r in history if r.get("valid_loss") is not None]
+    latest = max((r["seconds"] for r in history), default=0.0)
+    unit, scale = ("minutes", 60.0) if latest >= 180 else ("seconds", 1.0)
+    figure = _figure(9.0, 3.4)
+    left, right = figure.subplots(1, 2)
+    _tidy(left, "Loss", unit, "nats per target symbol")
+    left.plot([r["seconds"] / scale for r in reports], [r["loss"] for r in reports],
+              color=COLOURS[0], linewidth=1.2, label="training")
+    left.plot([r["seconds"] / scale for r in held_out], [r["valid_loss"] for r in held_out],
+              color=COLOURS[1], linewidth=1.4, marker="o", markersize=3, label="held out")
+    left.set_ylim(bottom=0.0)
+    if reports or held_out:
+        left.legend(frameon=False, fontsize=8)
+    seconds = [r["seconds"] / scale for r in held_out]
+    if any(r.get("bits_per_character") is not None for r in held_out):
+        _tidy(right, "Held-out text", unit, "bits per character")
+        _series(right, seconds, [r["bits_per_character"] for r in held_out], "bits per character", COLOURS[0], "{:.2f}")
+    else:
+        _tidy(right, "Held-out error (greedy)", unit, "error, %")
+        for name, key, colour in ((sequence_name, "sequence_error", COLOURS[1]), (symbol_name, "symbol_error", COLOURS[0])):
+            if held_out and held_out[-1].get(key) is not None:
+                _series(right, seconds, [100 * r[key] for r in held_out], name, colour, "{:.1f} %")
+    right.set_ylim(bottom=0.0)
+    if held_out:
+        right.legend(frameon=False, fontsize=8)
+    for axes in (left, right):
+        axes.set_xlim(left=0.0)
+    return _save(figure, path)
+
+
+def _series(axes: Axes, x: Sequence[float], y: Sequence[float], label: str, colour: str, last: str) -> None:
+    axes.plot(x, y, color=colour, linewidth=1.4, marker="o", markersize=3, label=label)
+    axes.annotate(last.format(y[-1]), (x[-1], y[-1]), textcoords="offset points", xytext=(-2, 6),
+                  fontsize=8, color=colour, ha="right")
+
+
+def attention_map(
+    weights: Any,
+    source_symbols: Sequence[str],
+    target_symbols: Sequence[str],
+    path: Path | str,
+    *,
+    title: str = "",
+) -> Path:
+    """Draw attention weights (U,S): target symbols down, source symbols across, darker is more.
+
+    Raises ValueError when the shape does not fit the symbols.
+    """
+    matrix = np.asarray(weights.detach().float().cpu() if hasattr(weights, "detach") else weights, dtype=float)
+    if matrix.shape != (len(target_symbols), len(source_symbols)):
+        raise ValueError(
+            f"attention of shape {matrix.shape} does not fit {len(target_symbols)} target and {len(source_symbols)} source symbols"
+        )
+    rows, columns = matrix.shape
+    cell = 0.34 if max(rows, columns) <= 40 else 13.6 / max(rows, columns)
+    figure = _figure(max(2.6, cell * columns + 1.7), max(2.2, cell * rows + 1.3))
+    axes = figure.subplots()
+    image = axes.imshow(matrix, cmap="Blues", vmin=0.0, vmax=max(1e-9, float(matrix.max())), aspect="equal")
+    size = 9 if cell >= 0.3 else max(3.0, 9 * cell / 0.3)
+    axes.set_xticks(range(columns), [_shown(s) for s in source_symbols], fontsize=size)
+    axes.set_yticks(range(rows), [_shown(s) for s in target_symbols], fontsize=size)
+    if any(len(_shown(s)) > 2 for s in source_symbols):
+        axes.tick_params(axis="x", rotation=90)
+    axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
+    axes.set_xlabel("source", fontsize=9, color=_GREY)
+    axes.set_ylabel("target", fontsize=9, color=_GREY)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    # thin white lines between the cells
+    axes.set_xticks(np.arange(-0.5, columns), minor=True)
+    axes.set_yticks(np.arange(-0.5, rows), minor=True)
+    axes.grid(which="minor", color="white", linewidth=0.8)
+    axes.tick_params(which="minor", length=0)
+    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.03, shrink=0.8)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=7, colors=_GREY, length=0)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    return _save(figure, path)
+
+
+def _shown(symbol: str) -> str:
+    return {" ": "␣", "\n": "⏎", "\t": "⇥"}.get(symbol, symbol)
+
+
+def curves(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    path: Path | str,
+    *,
+    title: str = "",
+    x_label: str = "",
+    y_label: str = "",
+    bands: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+    levels: Mapping[str, float] | None = None,
+) -> Path:
+    """Draw labelled lines ``{label: (x, y)}``.
+
+    ``bands``: ``{label: (low, high)}`` shaded around the line of that label. ``levels``: ``{label: y}`` dashed horizontals
+    (a claim, a floor).
+    """
+    figure = _figure(5.6, 3.6)
+    axes = figure.subplots()
+    _tidy(axes, title, x_label, y_label)
+    for number, (label, (x, y)) in enumerate(lines.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        axes.plot(x, y, color=colour, linewidth=1.5, marker="o" if len(x) <= 30 else None, markersize=3, label=label)
+        if bands and label in bands:
+            axes.fill_between(x, *bands[label], color=colour, alpha=0.15, linewidth=0)
+    for label, level in (levels or {}).items():
+        axes.axhline(level, color=_GREY, linewidth=1.0, linestyle=(0, (4, 3)), label=label)
+    if lines or levels:
+        axes.legend(frameon=False, fontsize=8)
+    return _save(figure, path)

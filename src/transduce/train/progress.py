@@ -1,0 +1,174 @@
+"""What a training run tells while it works: a live line on a terminal, plain lines elsewhere, nothing for tests."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any, Mapping, Protocol, TextIO
+
+
+@dataclass(frozen=True)
+class About:
+    """Words for the report: names of the two errors and of a row (``word``, ``sentence``, ...)."""
+
+    sequence_name: str = "sequence error"
+    symbol_name: str = "symbol error"
+    row_name: str = "row"
+    kind: str = "pairs"
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One step. ``steps`` and ``seconds_left`` are None until the plan is settled."""
+
+    step: int
+    steps: int | None
+    loss: float
+    smooth_loss: float
+    learning_rate: float
+    rows_per_second: float
+    symbols_per_second: float
+    seconds_left: float | None
+
+
+class Reporter(Protocol):
+    """Receives the run's news in order: ``start``, then steps, evaluations and notes, then ``stop``."""
+
+    def start(self, about: About) -> None: ...
+
+    def step(self, report: StepReport) -> None: ...
+
+    def evaluated(self, numbers: Mapping[str, Any]) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class Silent:
+    """Keeps quiet."""
+
+    def start(self, about: About) -> None: ...
+
+    def step(self, report: StepReport) -> None: ...
+
+    def evaluated(self, numbers: Mapping[str, Any]) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def errors_line(numbers: Mapping[str, Any], about: About) -> str:
+    """'held-out word error 41.2 %, phoneme error 10.6 %' or the bits per character of a text."""
+    if numbers.get("bits_per_character") is not None:
+        return f"held-out {numbers['bits_per_character']:.3f} bits per character"
+    if numbers.get("sequence_error") is None:
+        return f"held-out loss {numbers['loss']:.4f}"
+    return (
+        f"held-out {about.sequence_name} {100 * numbers['sequence_error']:.1f} %, "
+        f"{about.symbol_name} {100 * numbers['symbol_error']:.1f} %"
+    )
+
+
+def clock(seconds: float | None) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    if seconds is None:
+        return "-:--"
+    whole = max(0, round(seconds))
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+def plural(noun: str) -> str:
+    return noun if noun.endswith("s") else noun + "s"
+
+
+class Plain:
+    """A line every ``every`` seconds and one for each evaluation."""
+
+    def __init__(self, stream: TextIO | None = None, every: float = 10.0) -> None:
+        self._stream = stream
+        self._every = every
+        self._last = time.monotonic()
+        self._about = About()
+        self._step = 0
+
+    def start(self, about: About) -> None:
+        self._about = about
+
+    def step(self, report: StepReport) -> None:
+        self._step = report.step
+        if time.monotonic() - self._last < self._every:
+            return
+        self._last = time.monotonic()
+        self._say(step_line(report, self._about))
+
+    def evaluated(self, numbers: Mapping[str, Any]) -> None:
+        self._say(f"step {self._step}: {errors_line(numbers, self._about)} ({numbers['rows']} {plural(self._about.row_name)})")
+
+    def note(self, text: str) -> None:
+        self._say(text)
+
+    def stop(self) -> None: ...
+
+    def _say(self, text: str) -> None:
+        print(text, file=self._stream or sys.stderr, flush=True)
+
+
+def step_line(report: StepReport, about: About) -> str:
+    total = f"/{report.steps}" if report.steps else ""
+    return (
+        f"step {report.step}{total}  loss {report.smooth_loss:.3f}  {report.rows_per_second:,.0f} "
+        f"{plural(about.row_name)}/s  time left {clock(report.seconds_left)}"
+    )
+
+
+class Live:
+    """A progress bar that is redrawn in place, with notes and evaluations as lines above it."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[text]}"),
+            console=Console(file=stream or sys.stderr, highlight=False),
+            refresh_per_second=4,
+        )
+        self._task = self._bar.add_task("measuring the speed", total=None, text="")
+        self._about = About()
+        self._errors = ""
+
+    def start(self, about: About) -> None:
+        self._about = about
+        self._bar.start()
+
+    def step(self, report: StepReport) -> None:
+        total = f"/{report.steps:,}" if report.steps else ""
+        left = f"  {clock(report.seconds_left)} left" if report.seconds_left is not None else ""
+        self._bar.update(
+            self._task,
+            description=f"step {report.step:,}{total}",
+            total=report.steps,
+            completed=report.step,
+            text=f"loss {report.smooth_loss:.3f}{self._errors}  {report.rows_per_second:,.0f} {plural(self._about.row_name)}/s{left}",
+        )
+
+    def evaluated(self, numbers: Mapping[str, Any]) -> None:
+        self._errors = "  " + errors_line(numbers, self._about).removeprefix("held-out ")
+
+    def note(self, text: str) -> None:
+        self._bar.console.print(text, markup=False)
+
+    def stop(self) -> None:
+        self._bar.stop()
+
+
+def reporter(stream: TextIO | None = None) -> Reporter:
+    """The live bar on a terminal, plain lines where the output is a file or a pipe."""
+    target = stream or sys.stderr
+    return Live(target) if target.isatty() else Plain(target)

@@ -1,0 +1,423 @@
+"""The training job: a budget becomes a plan, the plan is walked step by step, and every stop can be resumed exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Iterator
+
+import torch
+from torch import Tensor
+
+from transduce.core.errors import UserError
+from transduce.core.protocols import System
+from transduce.core.seq import Batch
+from transduce.data.batching import Loader, Prepared, batches
+
+from . import bundle, checkpoint, plots, weights
+from .config import TrainConfig, resumable
+from .engine import Engine, Update
+from .evaluate import Evaluation, Interrupted, evaluate
+from .plan import PROVISIONAL, Pace, Plan, cap, settle, shortened
+from .progress import About, Reporter, Silent, StepReport, clock
+from .run import RunFolder, prepare_out
+from .schedules import factor
+from .signals import EXIT_CODE, Interrupts
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run reached. ``metrics``: figures of the stored weights on held-out examples (``{"valid": {...}}``)."""
+
+    metrics: dict[str, Any]
+    history: list[dict[str, Any]]
+    stopped_because: str
+    steps: int
+    seconds: float
+    bundle: Path | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        return self.stopped_because.startswith("interrupted")
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 130 after Ctrl-C or a request to terminate."""
+        return EXIT_CODE if self.interrupted else 0
+
+
+@dataclass
+class _Progress:
+    """What JSON stores of a run besides tensors."""
+
+    step: int = 0
+    seconds: float = 0.0
+    plan: Plan | None = None
+    precision: str = "float32"
+    seconds_per_row: float = 0.0
+    evaluated_at: int = 0
+    best_step: int | None = None
+    best_score: float | None = None
+    stale: int = 0
+    ema_steps: int = 0
+    loss_sum: float = 0.0
+    loss_symbols: int = 0
+    stopped_because: str = ""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {
+            "plan": None if self.plan is None else self.plan.to_json()
+        }
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> _Progress:
+        plan = stored["plan"]
+        return cls(**{**stored, "plan": None if plan is None else Plan(**plan)})
+
+
+class Trainer:
+    """Train ``system`` on ``prepared`` and leave log, checkpoints, curve and bundle in the folder ``out``.
+
+    ``out`` must be new or empty, or with ``resume`` hold a checkpoint of the same run; see
+    :func:`transduce.train.run.prepare_out`. A resumed run repeats the uninterrupted one bit for bit on the same machine with the same
+    threads, as long as its plan was settled before (runs limited by ``max_steps``: always).
+    """
+
+    def __init__(
+        self,
+        system: System,
+        prepared: Prepared,
+        config: TrainConfig,
+        out: Path | str,
+        *,
+        device: torch.device | str = "cpu",
+        reporter: Reporter | None = None,
+        resume: bool = False,
+    ) -> None:
+        if len(prepared.train.targets) == 0 or len(prepared.valid.targets) == 0:
+            raise UserError(f"{prepared.corpus_name} has no training or no validation examples; training needs both.")
+        self.system = system
+        self.prepared = prepared
+        self.config = config
+        self.out = RunFolder(Path(out))
+        self.device = torch.device(device)
+        self.reporter: Reporter = reporter or Silent()
+        self.resume = resume
+        self.searcher = system.search if prepared.kind == "pairs" else None
+        self.progress = _Progress()
+        self.best: dict[str, Tensor] | None = None
+
+    def run(self) -> TrainResult:
+        """Train until the plan is done, patience ends or a signal comes.
+
+        Raises :class:`UserError` for what the user can mend: a folder in use, a full disk, a loss that is not finite.
+        """
+        started = time.perf_counter()
+        threads = torch.get_num_threads()
+        prepare_out(self.out.path, resume=self.resume)
+        about = About(
+            self.prepared.sequence_name,
+            self.prepared.symbol_name,
+            self.prepared.sequence_name.removesuffix(" error") if self.prepared.kind == "pairs" else "row",
+            self.prepared.kind,
+        )
+        self.reporter.start(about)
+        try:
+            if self.config.threads is not None:
+                torch.set_num_threads(self.config.threads)
+            with Interrupts() as self._interrupts:
+                self._begin(started)
+                reason = self._loop()
+                return self._finish(reason)
+        finally:
+            self.reporter.stop()
+            torch.set_num_threads(threads)
+
+    # ------------------------------------------------------------ begin and go on
+
+    def _begin(self, started: float) -> None:
+        self.engine = Engine(self.system.model, self.system.objective, self.config, self.device)
+        self.loader = Loader(self.prepared.train, batch_symbols=self.config.batch_symbols, seed=self.config.seed)
+        self._pace = Pace()
+        self._recent: StepReport | None = None
+        self._limit = cap(self.config, self.loader.batches_per_epoch)
+        if self.resume:
+            self._restore()
+        else:
+            self._start_fresh()
+        self.engine.precision = self.progress.precision
+        self._started = started - self.progress.seconds
+        self._saved_at = time.perf_counter()
+        self._save_cost = 0.0
+        self._batches: Iterator[Batch] = iter(self.loader)
+
+    def _start_fresh(self) -> None:
+        self.out.write_config(
+            {
+                "system": self.system.name,
+                "config": dataclasses.asdict(self.system.config),
+                "train": self.config.to_json(),
+                "corpus": self._corpus(),
+                "device": str(self.device),
+                "versions": bundle.versions(),
+            }
+        )
+        note = self.engine.choose_precision(self._probe_batch())
+        if note:
+            self._note(note)
+        steps, reason = self._limit
+        if steps is not None:
+            rows = min(len(self.prepared.valid.targets), self.config.evaluation_rows)
+            self.progress.plan = Plan(steps, reason, rows, len(self.prepared.valid.targets))
+        self.progress.precision = self.engine.precision
+
+    def _restore(self) -> None:
+        found = checkpoint.load(self.out.checkpoint)
+        state = found.state
+        if state["system"] != self.system.name:
+            raise UserError(
+                f"The run at {self.out.path} trains {state['system']}, not {self.system.name}: choose another folder."
+            )
+        moved = resumable(state["train"], self.config)
+        self.progress = _Progress.from_json(state["progress"])
+        self.engine.restore(found.tensors, self.progress.ema_steps)
+        self.loader.load_state_dict(state["loader"])
+        self.best = found.tensors.get("best")
+        self.out.rewrite_log(self.progress.history)
+        for problem in found.skipped:
+            self._note(f"{problem} An older checkpoint was used.")
+        finished = bool(self.progress.stopped_because) and not self.progress.stopped_because.startswith("interrupted")
+        if moved:
+            self.progress.plan = self._moved_plan()
+            self.progress.stopped_because, self.progress.stale = "", 0
+        elif not finished:
+            self.progress.stopped_because = ""
+        self._note(f"resumed at step {self.progress.step} after {clock(self.progress.seconds)} of training")
+
+    def _moved_plan(self) -> Plan | None:
+        """After a limit was changed by the user: plan anew, at once where steps or epochs alone decide."""
+        steps, reason = self._limit
+        self._note("the limits were changed, so the plan is made again")
+        if steps is None:
+            return None
+        rows = len(self.prepared.valid.targets)
+        return Plan(max(steps, self.progress.step), reason, min(rows, self.config.evaluation_rows), rows)
+
+    # ------------------------------------------------------------ the loop
+
+    def _loop(self) -> str:
+        while not self.progress.stopped_because:
+            state = self.progress
+            self._watch_the_clock()
+            if self._interrupts.pending:
+                return f"interrupted by {self._interrupts.pending}"
+            if state.plan is not None and state.evaluated_at != state.step:
+                if state.plan.evaluation_due(state.step, self.config.evaluations) and not self._evaluate():
+                    return f"interrupted by {self._interrupts.pending}"
+            if state.plan is not None and state.step >= state.plan.steps:
+                return state.plan.limited_by
+            if self.config.patience is not None and state.stale >= self.config.patience:
+                return f"no better for {state.stale} evaluations"
+            self._step()
+            if time.perf_counter() - self._saved_at > max(self.config.save_every, 20 * self._save_cost):
+                self._save()
+        return self.progress.stopped_because
+
+    def _step(self) -> None:
+        state = self.progress
+        begun = time.perf_counter()
+        steps = state.plan.steps if state.plan else PROVISIONAL
+        rate = self.config.learning_rate * factor(self.config.schedule, state.step, steps, self.config.warmup)
+        micro = [next(self._batches) for _ in range(self.config.accumulate)]
+        update = self.engine.update(micro, state.step, rate)
+        state.step += 1
+        state.loss_sum += update.loss * update.symbols
+        state.loss_symbols += update.symbols
+        seconds = time.perf_counter() - begun
+        self._pace.add(seconds)
+        self._report(update, rate, seconds)
+
+    def _report(self, update: Update, rate: float, seconds: float) -> None:
+        state, old = self.progress, self._recent
+        keep = 0.0 if old is None or self._pace.steps <= 5 else 0.95
+        mix = lambda before, now: now if before is None else keep * before + (1.0 - keep) * now
+        left = None
+        if state.plan is not None and self._pace.timed:
+            left = (state.plan.steps - state.step) * self._pace.per_step
+        self._recent = StepReport(
+            step=state.step,
+            steps=state.plan.steps if state.plan else None,
+            loss=update.loss,
+            smooth_loss=mix(old and old.smooth_loss, update.loss),
+            learning_rate=rate,
+            rows_per_second=mix(old and old.rows_per_second, update.rows / seconds),
+            symbols_per_second=mix(old and old.symbols_per_second, update.symbols / seconds),
+            seconds_left=left,
+        )
+        self.reporter.step(self._recent)
+        every = max(self.config.log_every, state.plan.steps // 500 if state.plan else 0)
+        if state.step % every == 0 or (state.plan is not None and state.step == state.plan.steps):
+            self._log({"loss": state.loss_sum / max(1, state.loss_symbols), "learning_rate": rate,
+                       "symbols_per_second": round(self._recent.symbols_per_second, 1),
+                       "rows_per_second": round(self._recent.rows_per_second, 1)})
+            state.loss_sum, state.loss_symbols = 0.0, 0
+
+    def _watch_the_clock(self) -> None:
+        """Settle the plan once the speed is known; shorten it when the time would run out."""
+        state, elapsed = self.progress, self._elapsed()
+        if state.plan is None or not state.plan.settled:
+            if self._pace.known(self.config.max_time, elapsed):
+                state.seconds_per_row = self._cost_of_a_row()
+                rows = len(self.prepared.valid.targets)
+                state.plan = settle(
+                    self.config, state.step, self._elapsed(), self._pace, state.seconds_per_row, rows, self._limit
+                )
+                self._note(
+                    f"plan: {state.plan.steps:,} steps, {1000 * self._pace.per_step:.0f} ms each; "
+                    f"held-out errors on {state.plan.evaluation_rows:,} of {rows:,} examples"
+                )
+        elif elapsed > 0.3 * self.config.max_time and state.step % max(1, state.plan.steps // 20) == 0 and self._pace.timed:
+            shorter = shortened(state.plan, self.config, state.step, elapsed, self._pace, state.seconds_per_row)
+            if shorter is not None:
+                self._note(f"slower than planned: {shorter.steps:,} steps instead of {state.plan.steps:,}")
+                state.plan = shorter
+
+    def _cost_of_a_row(self) -> float:
+        """Seconds to evaluate a held-out row. An early model decodes to the longest length, so this errs on the safe side."""
+        found = self._measure(min(128, len(self.prepared.valid.targets)))
+        return found.seconds / found.rows if found is not None else 0.0
+
+    def _elapsed(self) -> float:
+        return time.perf_counter() - self._started
+
+    # ------------------------------------------------------------ evaluation
+
+    def _measure(self, rows: int) -> Evaluation | None:
+        """Evaluate the weights that would be stored on ``rows`` held-out examples, always the same; None: interrupted."""
+        total = len(self.prepared.valid.targets)
+        part = self.prepared.valid if rows >= total else self.prepared.valid.select([i * total // rows for i in range(rows)])
+        try:
+            with self.engine.random_kept():
+                return evaluate(
+                    self.system.model, self.searcher, part, self.prepared.spec,
+                    batch_symbols=2 * self.config.batch_symbols, device=self.device,
+                    stop=lambda: self._interrupts.pending is not None,
+                )
+        except Interrupted:
+            return None
+
+    def _evaluate(self) -> bool:
+        """Evaluate, log, and keep the weights when they are the best so far. False: interrupted, nothing was noted."""
+        state = self.progress
+        with self.engine.evaluated_weights():
+            found = self._measure(state.plan.evaluation_rows)
+            if found is None:
+                return False
+            score = found.loss if found.symbol_error is None else found.symbol_error
+            better = state.best_score is None or score < state.best_score
+            if better:
+                state.best_score, state.best_step, state.stale = score, state.step, 0
+                if self.config.keep_best:
+                    self.best = weights.snapshot(self.system.model)
+            else:
+                state.stale += 1
+        state.evaluated_at = state.step
+        numbers = found.numbers()
+        self._log({"valid_loss": numbers["loss"], **{k: v for k, v in numbers.items() if k != "loss"}})
+        self.reporter.evaluated(numbers)
+        return True
+
+    # ------------------------------------------------------------ files
+
+    def _log(self, numbers: dict[str, Any]) -> None:
+        record = {
+            "step": self.progress.step, "epoch": round(self.loader.epoch, 4), "seconds": round(self._elapsed(), 3), **numbers
+        }
+        self.progress.history.append(record)
+        self.out.append_log(record)
+
+    def _note(self, text: str) -> None:
+        self.progress.events.append(f"step {self.progress.step}: {text}")
+        self.reporter.note(text)
+
+    def _save(self) -> None:
+        begun = time.perf_counter()
+        state = self.progress
+        state.seconds = self._elapsed()
+        state.ema_steps = self.engine.ema.steps if self.engine.ema else 0
+        groups = self.engine.tensors() | ({"best": self.best} if self.best is not None else {})
+        stored = {
+            "system": self.system.name, "train": self.config.to_json(),
+            "loader": self.loader.state_dict(), "progress": state.to_json(),
+        }
+        checkpoint.save(self.out.checkpoint, groups, stored)
+        self._saved_at = time.perf_counter()
+        self._save_cost = self._saved_at - begun
+
+    def _finish(self, reason: str) -> TrainResult:
+        state = self.progress
+        state.stopped_because = reason
+        self._save()
+        if reason.startswith("interrupted"):
+            self._note(f"{reason} at step {state.step}; go on with --resume")
+            metrics: dict[str, Any] = {}
+        else:
+            metrics = self._final_metrics()
+        plots.learning_curve(
+            state.history, self.out.curve,
+            sequence_name=self.prepared.sequence_name, symbol_name=self.prepared.symbol_name,
+        )
+        written = self._write_bundle(metrics, reason)
+        return TrainResult(metrics, state.history, reason, state.step, self._elapsed(), written)
+
+    def _final_metrics(self) -> dict[str, Any]:
+        """Measure the weights that go into the bundle on all held-out examples that the budget allows."""
+        rows = self.progress.plan.final_rows
+        current = None
+        with self.engine.evaluated_weights():
+            if self.best is not None:
+                current = weights.snapshot(self.system.model)
+                weights.restore(self.system.model, self.best, what="The best weights")
+            else:
+                self.best = weights.snapshot(self.system.model)
+            found = self._measure(rows)
+            if current is not None:
+                weights.restore(self.system.model, current, what="The last weights")
+        return {} if found is None else {"valid": found.numbers()}
+
+    def _write_bundle(self, metrics: dict[str, Any], reason: str) -> Path:
+        """The best weights where they are known, the present ones otherwise; they also stay in the model."""
+        state = self.progress
+        if self.best is None:
+            with self.engine.evaluated_weights():
+                self.best = weights.snapshot(self.system.model)
+        about = {
+            "corpus": self._corpus(),
+            "training": {
+                "steps": state.step, "epochs": round(self.loader.epoch, 2), "seconds": round(self._elapsed(), 1),
+                "weights_of_step": state.best_step if self.config.keep_best and state.best_step else state.step,
+                "stopped_because": reason, "optimiser": "AdamW", "device": str(self.device),
+                "precision": state.precision, **self.config.to_json(), "threads": torch.get_num_threads(),
+            },
+        }
+        written = bundle.write(
+            self.out.bundle, self.best, self.system.name, self.system.config, self.prepared.spec, metrics, about, True
+        )
+        weights.restore(self.system.model, self.best, what="The stored weights")
+        self.system.model.eval()
+        return written
+
+    def _corpus(self) -> dict[str, Any]:
+        data = self.prepared
+        sizes = {part: len(getattr(data, part).targets) for part in ("train", "valid", "test")}
+        return {
+            "name": data.corpus_name, "kind": data.kind, "licence": data.licence, "origin": data.origin,
+            "sequence_name": data.sequence_name, "symbol_name": data.symbol_name, **sizes,
+        }
+
+    def _probe_batch(self) -> Batch:
+        return batches(self.prepared.valid.select(range(min(32, len(self.prepared.valid.targets)))), self.config.batch_symbols)[0]
