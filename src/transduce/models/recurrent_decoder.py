@@ -12,6 +12,7 @@ from transduce.core.protocols import Decoder, Mixer
 from transduce.core.seq import Seq, zero_masked
 from transduce.core.state import Shared, State
 from transduce.core.tap import tap
+from transduce.ops.rnn import gru
 
 
 @dataclass(frozen=True)
@@ -96,28 +97,42 @@ class RecurrentDecoder(Decoder):
     ) -> tuple[Dist, RecurrentState]:
         symbols = self.dropout(self.embed(prev))
         source: SourceMemory = state.memory.value
-        steps = self.read_symbol(symbols).unbind(1)
-        valid = mask.unbind(1) if mask is not None else (None,) * len(steps)
-        hidden, all_hidden, all_weights = state.hidden, [], []
-        for symbol, keep in zip(steps, valid):
-            recurrent, query = self.recur(hidden).split((3 * self.hidden, self.attention_width or 0), -1)
-            if source.keys is None:
-                pre = symbol + state.memory.unfold(source.gates.expand(-1, state.memory.fanout, -1))[:, 0]
-            else:
-                weights = self._attend(query, source, state.memory.fanout)
-                all_weights.append(weights)
-                pre = symbol + (weights @ source.gates).flatten(0, 1)
-            after = gru_step(pre, recurrent, hidden)
-            hidden = after if keep is None else torch.where(keep[:, None], after, hidden)
-            all_hidden.append(hidden)
-        h = torch.stack(all_hidden, 1)  # (B,U,H)
-        context = self._contexts(source, state.memory, all_weights, len(steps))
+        pre = self.read_symbol(symbols)  # (B,U,3H)
+        all_weights: list[Tensor] = []
+        if source.keys is None:
+            h = self._run_on_code(pre + state.memory.unfold(source.gates.expand(-1, state.memory.fanout, -1)), state, mask)
+        else:
+            h = self._run_attending(pre, state, mask, all_weights)
+        hidden = h[:, -1]
+        context = self._contexts(source, state.memory, all_weights, prev.shape[1])
         upper_state = state.upper
         if self.upper is not None:
             lifted, upper_state = self.upper(self.dropout(h + self.lift(context)), upper_state, mask=mask)
             h = h + lifted
         read = torch.tanh(self.readout(torch.cat((self.dropout(h), context.to(h.dtype), symbols.to(h.dtype)), -1)))
         return self.head(self.dropout(read)), RecurrentState(hidden, upper_state, state.memory)
+
+    def _run_on_code(self, pre: Tensor, state: RecurrentState, mask: Tensor | None) -> Tensor:
+        """The whole chunk in one call: the pre-activations already hold the code's share."""
+        bias_rz, bias_n = self.recur.bias.split((2 * self.hidden, self.hidden))
+        pre = pre + torch.cat((bias_rz, torch.zeros_like(bias_n)))
+        return gru(pre, self.recur.weight, bias_n, state.hidden, mask=mask)
+
+    def _run_attending(
+        self, pre: Tensor, state: RecurrentState, mask: Tensor | None, all_weights: list[Tensor]
+    ) -> Tensor:
+        """Step by step, since each step's weights read the state before it; they are added to ``all_weights``."""
+        source: SourceMemory = state.memory.value
+        hidden, all_hidden = state.hidden, []
+        valid = mask.unbind(1) if mask is not None else (None,) * pre.shape[1]
+        for symbol, keep in zip(pre.unbind(1), valid):
+            recurrent, query = self.recur(hidden).split((3 * self.hidden, self.attention_width), -1)
+            weights = self._attend(query, source, state.memory.fanout)
+            all_weights.append(weights)
+            after = gru_step(symbol + (weights @ source.gates).flatten(0, 1), recurrent, hidden)
+            hidden = after if keep is None else torch.where(keep[:, None], after, hidden)
+            all_hidden.append(hidden)
+        return torch.stack(all_hidden, 1)
 
     def _attend(self, query: Tensor, source: SourceMemory, fanout: int) -> Tensor:
         """(G*fanout, A) -> weights (G, fanout, S)"""
