@@ -7,6 +7,7 @@ from transduce.core import state as states
 from transduce.core.seq import Batch, Seq
 from transduce.core.tap import record, replace
 from transduce.models import EncoderDecoder, LastStep, MeanStep, RecurrentDecoder, SequenceEncoder, VectorEncoder
+from transduce.nn.attend import AdditiveAttend
 from transduce.nn.embed import Embed, Head
 from transduce.nn.recurrent import GRUCell, Recurrence
 from transduce.objectives import Likelihood, Weighted, ramp
@@ -21,7 +22,8 @@ def recurrent(attention: int | None) -> EncoderDecoder:
     if attention is None:
         encoder = VectorEncoder(encoder, LastStep())
     decoder = RecurrentDecoder(
-        Embed(11, 6), 12, 16, Head(16, 11), embed_width=6, attention_width=attention, dropout=0.1
+        Embed(11, 6), 12, 16, Head(16, 11), embed_width=6, dropout=0.1,
+        attend=None if attention is None else AdditiveAttend(16, 12, attention),
     )
     return EncoderDecoder(encoder, decoder).double().eval()
 
@@ -56,23 +58,24 @@ def test_beams_share_the_memory(attention):
     model, b = recurrent(attention), batch()
     wide = states.expand(model.start(b), 3)
     assert states.batch_size(wide) == 9
-    assert wide.memory.value is not None and wide.memory.value.values.shape[0] == 3
+    memory = wide.source if attention is None else wide.source.memory
+    assert memory.fanout == 3 and all(t.shape[0] == 3 for t in states.leaves(memory.value))
     scores, after = model(b.previous[:, :1].repeat_interleave(3, 0), wide)
     plain, _ = model(b.previous[:, :1], model.start(b))
     torch.testing.assert_close(scores.scores, plain.scores.repeat_interleave(3, 0))
     moved = states.reorder(after, torch.tensor([[2, 1, 0]] * 3))
-    assert moved.memory is after.memory
+    assert moved.source is after.source or moved.source.memory is after.source.memory
 
 
 def test_attention_weights_are_tapped_and_normalised():
     model, b = recurrent(8), batch()
     with torch.no_grad(), record(model, "*.weights") as seen:
         model(b.previous, model.start(b))
-    (weights,) = seen["decoder.weights"]
+    weights = torch.cat(seen["decoder.attend.weights"], 1)
     assert weights.shape == (3, 4, 5)
     torch.testing.assert_close(weights.sum(-1), torch.ones(3, 4, dtype=torch.float64))
     assert (weights[1, :, 2:] == 0).all(), "padding of the source must get no weight"
-    with torch.no_grad(), replace(model, {"decoder.weights": torch.zeros_like}):
+    with torch.no_grad(), replace(model, {"decoder.attend.weights": torch.zeros_like}):
         edited, _ = model(b.previous, model.start(b))
     plain, _ = model(b.previous, model.start(b))
     assert not torch.allclose(edited.scores, plain.scores)

@@ -2,53 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from transduce.core.dist import Dist
 from transduce.core.protocols import Decoder, Mixer
-from transduce.core.seq import Seq, zero_masked
+from transduce.core.seq import Seq
 from transduce.core.state import Shared, State
-from transduce.core.tap import tap
+from transduce.nn.attend import Attend
 from transduce.ops.rnn import gru
 
 
 @dataclass(frozen=True)
-class SourceMemory:
-    """What the decoder reads of the source, computed once: attention keys (B,S,A), values (B,S,M), the values' share
-    of the gate pre-activations (B,S,3H), and the mask (B,S) or None."""
-
-    keys: Tensor | None
-    values: Tensor
-    gates: Tensor
-    mask: Tensor | None
-
-
-@dataclass(frozen=True)
 class RecurrentState:
+    """``hidden`` (B,H), the state of the mixer on top (or None), and the source: an attention's state, or the code."""
+
     hidden: Tensor
     upper: State
-    memory: Shared
+    source: State
 
 
 class RecurrentDecoder(Decoder):
     """A GRU whose every step reads the source (Bahdanau et al. 2015, arXiv 1409.0473, section 3.1 and appendix A).
 
-    With ``attention_width`` = A::
+    With an ``attend`` of :mod:`transduce.nn.attend`, queried by the state before the step::
 
-        e_uj = v . tanh(W_a s_{u-1} + U_a h_j)       additive scores from the previous state
-        a_u = softmax_j(e_uj),   c_u = sum_j a_uj h_j
+        c_u = attend(s_{u-1}, memory)
         s_u = GRU([E y_{u-1}; c_u], s_{u-1}),   s_0 = tanh(W_s h_1)
         p(y_u | ..) = head(tanh(W_r [s_u; c_u; E y_{u-1}]))
 
-    With ``attention_width=None`` the memory must be one step long and c_u is that vector at every u: the decoder of
-    Cho et al. 2014 (arXiv 1409.1259, section 2), which then runs without a Python loop over u.
+    With ``attend=None`` the memory must be one step long and c_u is that vector at every u: the decoder of Cho et al.
+    2014 (arXiv 1409.1259, section 2), which then runs without a Python loop over u.
 
-    Since the GRU sees c_u through a linear map, that map is applied to the memory once (``gates``) and each step
-    averages its result: S instead of U products. ``upper``: a mixer on top of the recurrence (a residual
-    stack of further layers), fed with [s_u; c_u] projected to H. The weights a_u are tapped as ``weights`` (B,U,S).
+    The GRU sees c_u through a linear map, so the map is applied to the memory once and its result is averaged with
+    the same weights: S instead of U products. ``upper``: a mixer on top of the recurrence, fed with s_u + W_l c_u
+    and added to s_u, for further layers.
     """
 
     def __init__(
@@ -59,97 +49,87 @@ class RecurrentDecoder(Decoder):
         head: nn.Module,
         *,
         embed_width: int,
-        attention_width: int | None = None,
+        attend: Attend | None = None,
         upper: Mixer | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.hidden, self.attention_width = hidden, attention_width
-        self.embed, self.head, self.upper = embed, head, upper
-        extra = attention_width or 0
+        self.hidden, self.memory_width = hidden, memory_width
+        self.embed, self.head, self.attend, self.upper = embed, head, attend, upper
         self.start_state = nn.Linear(memory_width, hidden)
-        self.read_memory = nn.Linear(memory_width, 3 * hidden + extra, bias=False)
+        self.read_memory = nn.Linear(memory_width, 3 * hidden, bias=False)
         self.read_symbol = nn.Linear(embed_width, 3 * hidden)
-        self.recur = nn.Linear(hidden, 3 * hidden + extra)
-        self.score = nn.Parameter(torch.randn(extra) / extra**0.5) if extra else None
+        self.recur = nn.Linear(hidden, 3 * hidden)
         self.lift = nn.Linear(memory_width, hidden, bias=False) if upper is not None else None
         self.readout = nn.Linear(hidden + memory_width + embed_width, hidden)
         self.dropout = nn.Dropout(dropout)
-        for gate in range(3):
-            nn.init.orthogonal_(self.recur.weight.data[gate * hidden : (gate + 1) * hidden])
+        for gate in self.recur.weight.data.split(hidden):
+            nn.init.orthogonal_(gate)
 
     def start(
         self, batch: int, memory: Seq | None = None, *, capacity: int | None = None, continues: bool = True
     ) -> RecurrentState:
         if memory is None:
             raise ValueError("this decoder is conditioned on a memory: give start() one")
-        if self.attention_width is None and memory.steps != 1:
-            raise ValueError(f"without attention the memory must be one vector a row, got {memory.steps} steps")
-        values = zero_masked(memory.data, memory.mask)
-        gates, keys = self.read_memory(values).split((3 * self.hidden, self.attention_width or 0), -1)
-        parts = SourceMemory(keys if self.attention_width else None, values, gates, memory.mask)
-        hidden = torch.tanh(self.start_state(values[:, 0])).to(values.dtype)
+        fanout = batch // memory.batch
+        hidden = torch.tanh(self.start_state(memory.data[:, 0])).to(memory.data.dtype).repeat_interleave(fanout, 0)
         upper = self.upper.init_state(batch, capacity=capacity) if self.upper is not None and continues else None
-        return RecurrentState(hidden, upper, Shared(parts, batch // memory.batch))
+        if self.attend is None:
+            if memory.steps != 1:
+                raise ValueError(f"without attention the memory must be one vector a row, got {memory.steps} steps")
+            return RecurrentState(hidden, upper, Shared(self._with_gates(memory.data), fanout))
+        source = self.attend.start(memory)
+        read = source.memory.value
+        shared = Shared(replace(read, values=self._with_gates(read.values)), fanout)
+        past = None if source.past is None else source.past.repeat_interleave(fanout, 0)
+        return RecurrentState(hidden, upper, replace(source, memory=shared, past=past))
 
     def forward(
         self, prev: Tensor, state: RecurrentState, *, mask: Tensor | None = None
     ) -> tuple[Dist, RecurrentState]:
         symbols = self.dropout(self.embed(prev))
-        source: SourceMemory = state.memory.value
         pre = self.read_symbol(symbols)  # (B,U,3H)
-        all_weights: list[Tensor] = []
-        if source.keys is None:
-            h = self._run_on_code(pre + state.memory.unfold(source.gates.expand(-1, state.memory.fanout, -1)), state, mask)
-        else:
-            h = self._run_attending(pre, state, mask, all_weights)
-        hidden = h[:, -1]
-        context = self._contexts(source, state.memory, all_weights, prev.shape[1])
-        upper_state = state.upper
+        run = self._run_on_code if self.attend is None else self._run_attending
+        h, context, source = run(pre, state, mask)
+        hidden, upper = h[:, -1], state.upper
         if self.upper is not None:
-            lifted, upper_state = self.upper(self.dropout(h + self.lift(context)), upper_state, mask=mask)
+            lifted, upper = self.upper(self.dropout(h + self.lift(context)), upper, mask=mask)
             h = h + lifted
         read = torch.tanh(self.readout(torch.cat((self.dropout(h), context.to(h.dtype), symbols.to(h.dtype)), -1)))
-        return self.head(self.dropout(read)), RecurrentState(hidden, upper_state, state.memory)
+        return self.head(self.dropout(read)), RecurrentState(hidden, upper, source)
 
-    def _run_on_code(self, pre: Tensor, state: RecurrentState, mask: Tensor | None) -> Tensor:
-        """The whole chunk in one call: the pre-activations already hold the code's share."""
+    def _with_gates(self, values: Tensor) -> Tensor:
+        """(G,S,M) -> (G,S,M+3H): what one averaging yields both the context and its share of the gates from."""
+        gates = self.read_memory(values)
+        return torch.cat((values.to(gates.dtype), gates), -1)
+
+    def _run_on_code(
+        self, pre: Tensor, state: RecurrentState, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, State]:
+        """The whole chunk in one call, since the code is the same at every step."""
+        both = state.source.unfold(state.source.value.expand(-1, state.source.fanout, -1))
+        context, gates = both.split((self.memory_width, 3 * self.hidden), -1)
         bias_rz, bias_n = self.recur.bias.split((2 * self.hidden, self.hidden))
-        pre = pre + torch.cat((bias_rz, torch.zeros_like(bias_n)))
-        return gru(pre, self.recur.weight, bias_n, state.hidden, mask=mask)
+        pre = pre + gates + torch.cat((bias_rz, torch.zeros_like(bias_n)))
+        h = gru(pre, self.recur.weight, bias_n, state.hidden, mask=mask)
+        return h, context.expand(-1, pre.shape[1], -1), state.source
 
     def _run_attending(
-        self, pre: Tensor, state: RecurrentState, mask: Tensor | None, all_weights: list[Tensor]
-    ) -> Tensor:
-        """Step by step, since each step's weights read the state before it; they are added to ``all_weights``."""
-        source: SourceMemory = state.memory.value
-        hidden, all_hidden = state.hidden, []
+        self, pre: Tensor, state: RecurrentState, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, State]:
+        """Step by step, since each step's query is the state before it."""
+        hidden, source = state.hidden, state.source
+        all_hidden: list[Tensor] = []
+        contexts: list[Tensor] = []
         valid = mask.unbind(1) if mask is not None else (None,) * pre.shape[1]
         for symbol, keep in zip(pre.unbind(1), valid):
-            recurrent, query = self.recur(hidden).split((3 * self.hidden, self.attention_width), -1)
-            weights = self._attend(query, source, state.memory.fanout)
-            all_weights.append(weights)
-            after = gru_step(symbol + (weights @ source.gates).flatten(0, 1), recurrent, hidden)
+            both, source = self.attend.attend_step(hidden, source, mask=keep)
+            context, gates = both.split((self.memory_width, 3 * self.hidden), -1)
+            after = gru_step(symbol + gates, self.recur(hidden), hidden)
             hidden = after if keep is None else torch.where(keep[:, None], after, hidden)
             all_hidden.append(hidden)
-        return torch.stack(all_hidden, 1)
-
-    def _attend(self, query: Tensor, source: SourceMemory, fanout: int) -> Tensor:
-        """(G*fanout, A) -> weights (G, fanout, S)"""
-        groups = source.keys.shape[0]
-        sums = torch.tanh(query.view(groups, fanout, 1, -1) + source.keys[:, None])
-        scores = sums @ self.score.to(sums.dtype)
-        if source.mask is not None:
-            scores = scores.masked_fill(~source.mask[:, None], float("-inf"))
-        return torch.softmax(scores, -1).to(source.gates.dtype)
-
-    def _contexts(self, source: SourceMemory, memory: Shared, weights: list[Tensor], steps: int) -> Tensor:
-        """The context vectors of all steps at once: (B,U,M)"""
-        if not weights:
-            return memory.unfold(source.values.expand(-1, memory.fanout, -1)).expand(-1, steps, -1)
-        grid = torch.stack(weights, 2)  # (G, fanout, U, S)
-        grid = tap(self, "weights", grid.flatten(0, 1)).view(grid.shape)
-        return (grid.flatten(1, 2) @ source.values.to(grid.dtype)).view(-1, steps, source.values.shape[-1])
+            contexts.append(context)
+        return torch.stack(all_hidden, 1), torch.stack(contexts, 1), source
 
 
 def gru_step(pre: Tensor, recurrent: Tensor, hidden: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from transduce.core.protocols import Claim, Model
 from transduce.core.seq import EOS, UNK, Batch, Seq
 from transduce.core.tap import record
 from transduce.models import EncoderDecoder, RecurrentDecoder, SequenceEncoder
+from transduce.nn.attend import AdditiveAttend
 from transduce.nn.combine import Bidirectional
 from transduce.nn.embed import Embed, Head
 from transduce.nn.pyramid import GatedPyramid, brackets, read_tree
@@ -57,7 +58,7 @@ def build(kind: str) -> Model:
         encoder = code_encoder(kind, SYMBOLS, EMBED, WIDTH)
     decoder = RecurrentDecoder(
         Embed(SYMBOLS, EMBED), WIDTH, WIDTH, Head(WIDTH, SYMBOLS), embed_width=EMBED,
-        attention_width=WIDTH if kind == "attention" else None,
+        attend=AdditiveAttend(WIDTH, WIDTH, WIDTH) if kind == "attention" else None,
     )
     return EncoderDecoder(encoder, decoder)
 

@@ -15,13 +15,16 @@ On the CMU dictionary, English words to phonemes without stress, ten minutes on 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 
+from transduce.core.errors import UserError
 from transduce.core.protocols import Claim, Mixer, System
 from transduce.core.registry import system
 from transduce.data import DataSpec
 from transduce.models import EncoderDecoder, RecurrentDecoder, SequenceEncoder
+from transduce.nn.attend import AdditiveAttend, Attend, GeneralAttend, LocationAttend
 from transduce.nn.combine import Bidirectional, Pointwise, Residual, Serial
 from transduce.nn.embed import Embed, Head
 from transduce.nn.recurrent import GRUCell, Recurrence
@@ -39,7 +42,12 @@ class Config:
     hidden: int = 256
     """Width of the decoder's state."""
     attention: int = 128
-    """Width of the additive attention."""
+    """Width inside the attention's scores."""
+    score: Literal["additive", "location", "general"] = "additive"
+    """How a decoder state is compared with the source: Bahdanau's score, the same with a view of the previous weights
+    (Chorowski et al. 2015), or Luong's bilinear score."""
+    coverage: bool = False
+    """Let additive scores see how much attention each source position has had."""
     encoder_layers: int = 1
     """Two-way layers of the encoder; those after the first are residual."""
     dropout: float = 0.2
@@ -55,6 +63,18 @@ def two_way(width_in: int, width: int) -> Mixer:
     return Bidirectional(Recurrence(GRUCell(width_in, width)), Recurrence(GRUCell(width_in, width)))
 
 
+def attend_by(c: Config) -> Attend:
+    """The decoder's attention to the 2 * encoder wide memory."""
+    memory = 2 * c.encoder
+    if c.coverage and c.score != "additive":
+        raise UserError(f'coverage goes with score "additive", not "{c.score}"; leave it out or change the score.')
+    if c.score == "general":
+        return GeneralAttend(c.hidden, memory)
+    if c.score == "location":
+        return LocationAttend(c.hidden, memory, c.attention)
+    return AdditiveAttend(c.hidden, memory, c.attention, coverage=c.coverage)
+
+
 @system(
     name="rnnsearch", kind="pairs", title="RNN encoder-decoder with additive attention",
     paper="Bahdanau et al. 2015, arXiv 1409.0473",
@@ -66,7 +86,7 @@ def rnnsearch(data: DataSpec, c: Config = Config()) -> System:
     encoder = SequenceEncoder(Embed(data.source.size, c.embed), Serial(*layers))
     decoder = RecurrentDecoder(
         Embed(data.target.size, c.embed), 2 * c.encoder, c.hidden, Head(c.hidden, data.target.size),
-        embed_width=c.embed, attention_width=c.attention, dropout=c.dropout,
+        embed_width=c.embed, attend=attend_by(c), dropout=c.dropout,
     )
     length = ratio(2.0, 10)
     return System(
