@@ -101,3 +101,16 @@ def _nats(model: Model, batch: Batch) -> Tensor:
     dist, _ = model(batch.previous, model.start(batch, continues=False), mask=batch.target.mask)
     log_p = dist.log_prob(batch.target.data)
     return -torch.where(batch.target.valid(), log_p, torch.zeros_like(log_p)).double().sum(1)
+
+
+def measure(found: Sequence[Sequence[Hypothesis]], encoded: Encoded, spec: DataSpec) -> ErrorRates:
+    """Error rates of each row's best hypothesis against all its references, in symbols of the target field."""
+    units = spec.target.units
+    predictions = [split_symbols(spec.target.decode(row[0].ids) if row else "", units) for row in found]
+    references = [[split_symbols(text, units) for text in example.references] for example in encoded.examples]
+    return error_rates(predictions, references)
+
+
+def split_symbols(text: str, units: str) -> list[str]:
+    """What errors are counted in: words where the target is split at spaces, characters otherwise."""
+    return text.split() if units == "words" else list(text)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -24,59 +23,8 @@ from .plan import PROVISIONAL, Pace, Plan, cap, settle, shortened
 from .progress import About, Reporter, Silent, StepReport, clock
 from .run import RunFolder, prepare_out
 from .schedules import factor
-from .signals import EXIT_CODE, Interrupts
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run reached. ``metrics``: figures of the stored weights on held-out examples (``{"valid": {...}}``)."""
-
-    metrics: dict[str, Any]
-    history: list[dict[str, Any]]
-    stopped_because: str
-    steps: int
-    seconds: float
-    bundle: Path | None = None
-
-    @property
-    def interrupted(self) -> bool:
-        return self.stopped_because.startswith("interrupted")
-
-    @property
-    def exit_code(self) -> int:
-        """0, or 130 after Ctrl-C or a request to terminate."""
-        return EXIT_CODE if self.interrupted else 0
-
-
-@dataclass
-class _Progress:
-    """What JSON stores of a run besides tensors."""
-
-    step: int = 0
-    seconds: float = 0.0
-    plan: Plan | None = None
-    precision: str = "float32"
-    seconds_per_row: float = 0.0
-    evaluated_at: int = 0
-    best_step: int | None = None
-    best_score: float | None = None
-    stale: int = 0
-    ema_steps: int = 0
-    loss_sum: float = 0.0
-    loss_symbols: int = 0
-    stopped_because: str = ""
-    history: list[dict[str, Any]] = field(default_factory=list)
-    events: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {
-            "plan": None if self.plan is None else self.plan.to_json()
-        }
-
-    @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> _Progress:
-        plan = stored["plan"]
-        return cls(**{**stored, "plan": None if plan is None else Plan(**plan)})
+from .signals import Interrupts
+from .state import RunState, TrainResult, corpus_record
 
 
 class Trainer:
@@ -108,7 +56,7 @@ class Trainer:
         self.reporter: Reporter = reporter or Silent()
         self.resume = resume
         self.searcher = system.search if prepared.kind == "pairs" else None
-        self.progress = _Progress()
+        self.progress = RunState()
         self.best: dict[str, Tensor] | None = None
 
     def run(self) -> TrainResult:
@@ -161,7 +109,7 @@ class Trainer:
                 "system": self.system.name,
                 "config": dataclasses.asdict(self.system.config),
                 "train": self.config.to_json(),
-                "corpus": self._corpus(),
+                "corpus": corpus_record(self.prepared),
                 "device": str(self.device),
                 "versions": bundle.versions(),
             }
@@ -183,18 +131,17 @@ class Trainer:
                 f"The run at {self.out.path} trains {state['system']}, not {self.system.name}: choose another folder."
             )
         moved = resumable(state["train"], self.config)
-        self.progress = _Progress.from_json(state["progress"])
+        self.progress = RunState.from_json(state["progress"])
         self.engine.restore(found.tensors, self.progress.ema_steps)
         self.loader.load_state_dict(state["loader"])
         self.best = found.tensors.get("best")
         self.out.rewrite_log(self.progress.history)
         for problem in found.skipped:
             self._note(f"{problem} An older checkpoint was used.")
-        finished = bool(self.progress.stopped_because) and not self.progress.stopped_because.startswith("interrupted")
         if moved:
             self.progress.plan = self._moved_plan()
             self.progress.stopped_because, self.progress.stale = "", 0
-        elif not finished:
+        elif not self.progress.finished:
             self.progress.stopped_because = ""
         self._note(f"resumed at step {self.progress.step} after {clock(self.progress.seconds)} of training")
 
@@ -288,6 +235,7 @@ class Trainer:
 
     def _cost_of_a_row(self) -> float:
         """Seconds to evaluate a held-out row. An early model decodes to the longest length, so this errs on the safe side."""
+        self._measure(min(8, len(self.prepared.valid.targets)))  # kernels of the decoder are compiled here
         found = self._measure(min(128, len(self.prepared.valid.targets)))
         return found.seconds / found.rows if found is not None else 0.0
 
@@ -396,7 +344,7 @@ class Trainer:
             with self.engine.evaluated_weights():
                 self.best = weights.snapshot(self.system.model)
         about = {
-            "corpus": self._corpus(),
+            "corpus": corpus_record(self.prepared),
             "training": {
                 "steps": state.step, "epochs": round(self.loader.epoch, 2), "seconds": round(self._elapsed(), 1),
                 "weights_of_step": state.best_step if self.config.keep_best and state.best_step else state.step,
@@ -410,14 +358,6 @@ class Trainer:
         weights.restore(self.system.model, self.best, what="The stored weights")
         self.system.model.eval()
         return written
-
-    def _corpus(self) -> dict[str, Any]:
-        data = self.prepared
-        sizes = {part: len(getattr(data, part).targets) for part in ("train", "valid", "test")}
-        return {
-            "name": data.corpus_name, "kind": data.kind, "licence": data.licence, "origin": data.origin,
-            "sequence_name": data.sequence_name, "symbol_name": data.symbol_name, **sizes,
-        }
 
     def _probe_batch(self) -> Batch:
         return batches(self.prepared.valid.select(range(min(32, len(self.prepared.valid.targets)))), self.config.batch_symbols)[0]
