@@ -126,20 +126,26 @@ def step_line(report: StepReport, about: About) -> str:
 
 
 class Live:
-    """A progress bar that is redrawn in place, with notes and evaluations as lines above it."""
+    """Two lines that are redrawn in place (bar and time left; loss, held-out errors and speed), notes above them."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
+        from rich.text import Text
 
-        self._bar = Progress(
+        class TwoLines(Progress):  # both fit a terminal of 80 columns
+            def get_renderables(self):
+                yield self.make_tasks_table(self.tasks)
+                yield Text(self.tasks[0].fields["text"] if self.tasks else "", no_wrap=True, overflow="ellipsis")
+
+        self._bar = TwoLines(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[text]}"),
+            BarColumn(bar_width=32),
+            TextColumn("{task.fields[left]}"),
             console=Console(file=stream or sys.stderr, highlight=False),
             refresh_per_second=4,
         )
-        self._task = self._bar.add_task("measuring the speed", total=None, text="")
+        self._task = self._bar.add_task("measuring the speed", total=None, text="", left="")
         self._about = About()
         self._errors = ""
 
@@ -149,13 +155,14 @@ class Live:
 
     def step(self, report: StepReport) -> None:
         total = f"/{report.steps:,}" if report.steps else ""
-        left = f"  {clock(report.seconds_left)} left" if report.seconds_left is not None else ""
         self._bar.update(
             self._task,
             description=f"step {report.step:,}{total}",
             total=report.steps,
             completed=report.step,
-            text=f"loss {report.smooth_loss:.3f}{self._errors}  {report.rows_per_second:,.0f} {plural(self._about.row_name)}/s{left}",
+            left="" if report.seconds_left is None else f"{clock(report.seconds_left)} left",
+            text=f"loss {report.smooth_loss:.3f}{self._errors}  "
+            f"{report.rows_per_second:,.0f} {plural(self._about.row_name)}/s",
         )
 
     def evaluated(self, numbers: Mapping[str, Any]) -> None:
