@@ -304,7 +304,7 @@ def test_attention_maps_must_fit_their_symbols(tmp_path):
 
 
 def test_curves_draw_lines_bands_and_levels(tmp_path):
-    lines = {"gated": ([1, 2, 3], [3.0, 2.0, 1.0]), "plain": ([1, 2, 3], [3.0, 2.5, 2.4])}
+    lines = {"gated": ([1, 2, 3], [3.0, 2.0, 1.0]), "seeds": ([1, 2, 3], [[3.0, 2.5], [2.5, 2.0], [2.4, 1.0]])}
     path = plots.curves(lines, tmp_path / "c.png", bands={"gated": ([2.5, 1.5, 0.5], [3.5, 2.5, 1.5])}, levels={"claim": 1.2})
     assert path.read_bytes().startswith(PNG)
 

@@ -136,7 +136,7 @@ def attention_map(
     axes.set_yticks(np.arange(-0.5, rows), minor=True)
     axes.grid(which="minor", color="white", linewidth=0.8)
     axes.tick_params(which="minor", length=0)
-    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.03, shrink=0.8)
+    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.03, shrink=0.8, aspect=30)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=7, colors=_GREY, length=0)
     if title:
@@ -149,7 +149,7 @@ def _shown(symbol: str) -> str:
 
 
 def curves(
-    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float] | Sequence[Sequence[float]]]],
     path: Path | str,
     *,
     title: str = "",
@@ -160,17 +160,23 @@ def curves(
 ) -> Path:
     """Draw labelled lines ``{label: (x, y)}``.
 
-    ``bands``: ``{label: (low, high)}`` shaded around the line of that label. ``levels``: ``{label: y}`` dashed horizontals
-    (a claim, a floor).
+    ``y`` holds a number for each x, or a list of numbers (one a seed): then the mean is drawn in a band from the least to the
+    greatest. ``bands``: ``{label: (low, high)}`` shaded around the line of that label. ``levels``: ``{label: y}``, dashed
+    horizontals (a claim, a floor).
     """
     figure = _figure(5.6, 3.6)
     axes = figure.subplots()
     _tidy(axes, title, x_label, y_label)
-    for number, (label, (x, y)) in enumerate(lines.items()):
+    for number, (label, (x, values)) in enumerate(lines.items()):
         colour = COLOURS[number % len(COLOURS)]
+        y, band = np.asarray(values, dtype=float), (bands or {}).get(label)
+        if y.ndim == 2:
+            y, band = y.mean(1), band or (y.min(1), y.max(1))
         axes.plot(x, y, color=colour, linewidth=1.5, marker="o" if len(x) <= 30 else None, markersize=3, label=label)
-        if bands and label in bands:
-            axes.fill_between(x, *bands[label], color=colour, alpha=0.15, linewidth=0)
+        if band is not None:
+            axes.fill_between(x, *band, color=colour, alpha=0.15, linewidth=0)
+    if all(float(value).is_integer() for x, _ in lines.values() for value in x):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     for label, level in (levels or {}).items():
         axes.axhline(level, color=_GREY, linewidth=1.0, linestyle=(0, (4, 3)), label=label)
     if lines or levels:
