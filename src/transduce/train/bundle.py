@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import save as format_tensors
 from torch import Tensor, nn
 
-from transduce.core.errors import BundleError, DataError, nearest
+from transduce.core.errors import BundleError, nearest
 from transduce.data.fields import DataSpec
 
 from . import weights
@@ -151,10 +151,8 @@ def read(folder: Path | str) -> BundleParts:
             )
     try:
         spec = DataSpec.from_json(described["spec"])
-    except BundleError:
-        raise
-    except (DataError, ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise BundleError(f"The data fields in {folder / 'bundle.json'} are damaged: {problem}") from problem
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise BundleError(f"The data fields in {folder / 'bundle.json'} cannot be used: {problem}") from problem
     return BundleParts(
         weights=tensors,
         system_name=described["system"],

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
+import unicodedata
 from dataclasses import dataclass, field
-from typing import Any, Callable, Sequence
+from typing import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from transduce.core.protocols import Hypothesis, Model, Searcher
 from transduce.core.seq import Batch
 from transduce.data.batching import Encoded, batches
 from transduce.data.fields import DataSpec
-from transduce.data.metrics import ErrorRates, error_rates
+from transduce.data.metrics import ErrorRates, bits_per_character, error_rates
 
 
 class Interrupted(Exception):
@@ -72,7 +72,7 @@ def evaluate(
         raise ValueError("nothing to evaluate: the data set is empty")
     was_training = model.training
     model.eval()
-    nats, symbols = 0.0, 0
+    nats, count = 0.0, 0
     found: list[list[Hypothesis]] = [[] for _ in range(rows)]
     try:
         for batch in batches(encoded, batch_symbols):
@@ -80,15 +80,15 @@ def evaluate(
                 raise Interrupted
             batch = batch.to(device)
             nats += float(_nats(model, batch).sum())
-            symbols += int(batch.target.valid().sum())
+            count += int(batch.target.valid().sum())
             if searcher is not None:
                 for row, hypotheses in zip(batch.rows, searcher(model, batch)):
                     found[row] = hypotheses
     finally:
         model.train(was_training)
-    loss = nats / symbols
+    loss = nats / count
     if searcher is None:
-        bits = nats / math.log(2.0) / max(1, symbols - rows)
+        bits = bits_per_character(nats, max(1, count - rows))
         return Evaluation(loss, rows, time.perf_counter() - started, bits_per_character=bits)
     rates = measure(found, encoded, spec)
     return Evaluation(
@@ -104,13 +104,17 @@ def _nats(model: Model, batch: Batch) -> Tensor:
 
 
 def measure(found: Sequence[Sequence[Hypothesis]], encoded: Encoded, spec: DataSpec) -> ErrorRates:
-    """Error rates of each row's best hypothesis against all its references, in symbols of the target field."""
-    units = spec.target.units
-    predictions = [split_symbols(spec.target.decode(row[0].ids) if row else "", units) for row in found]
-    references = [[split_symbols(text, units) for text in example.references] for example in encoded.examples]
+    """Error rates of each row's best hypothesis against all its references, in :func:`symbols` of the target."""
+    field = spec.target
+    if field.units in ("chars", "words"):  # an unknown symbol is one symbol, however it is spelt
+        predictions = [field.pieces(row[0].ids) if row else [] for row in found]
+    else:
+        predictions = [symbols(field.decode(row[0].ids), field.units) if row else [] for row in found]
+    references = [[symbols(text, field.units) for text in example.references] for example in encoded.examples]
     return error_rates(predictions, references)
 
 
-def split_symbols(text: str, units: str) -> list[str]:
-    """What errors are counted in: words where the target is split at spaces, characters otherwise."""
-    return text.split() if units == "words" else list(text)
+def symbols(text: str, units: str) -> list[str]:
+    """What errors are counted in: words where the target is split into words or BPE, characters (NFC) otherwise."""
+    text = unicodedata.normalize("NFC", text)
+    return text.split() if units in ("words", "bpe") else list(text)
