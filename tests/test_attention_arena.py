@@ -73,6 +73,12 @@ def test_masked_steps_and_resets_in_chunks(window, mode):
         y, state = m(part.masked_fill(~valid[..., None], float("nan")), state, mask=valid, resets=restart)
         outputs.append(y)
     assert torch.allclose(torch.cat(outputs, 1)[mask], whole[mask], atol=1e-10)
+    for row in range(3):  # each row is what its valid steps alone give, stretch by stretch
+        starts = resets[row, mask[row]].nonzero().flatten().tolist()
+        pieces = [p for p in x[row : row + 1, mask[row]].tensor_split(starts, 1) if p.shape[1]]
+        alone = [m(p, m.init_state(1)) for p in pieces]
+        assert torch.allclose(whole[row, mask[row]], torch.cat([y for y, _ in alone], 1)[0], atol=1e-10)
+        assert close(st.select(state, [row]), alone[-1][1])
 
 
 def test_decoding_writes_in_place_and_does_not_copy(window):

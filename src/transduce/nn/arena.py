@@ -116,8 +116,8 @@ class KVArena(StateNode):
     def append(self, k: Tensor, v: Tensor, at: Steps) -> tuple[Tensor, Tensor, Tensor, KVArena]:
         """Add a chunk k, v (B,T,H,K) at ``at``, which :meth:`place` gave.
 
-        Returns the keys and values to attend to (B,S,H,K), the index of each (B,S) (negative: nothing there), and
-        the arena that holds the chunk.
+        Returns the keys and values to attend to (B,S,H,K), the index of each (B,S), and the arena that holds the
+        chunk. Indices outside a query's history (below its start, above its own) have nothing behind them.
         """
         self._check_intact()
         if self.window is not None and k.shape[1] > SLACK + 1:
@@ -179,7 +179,7 @@ class KVArena(StateNode):
 
     def _check_intact(self) -> None:
         """Refuse when successors have overwritten in the ring what this state still needs."""
-        if self.window is None or _version(self.keys) == self.version:
+        if self.window is None or torch.compiler.is_compiling() or _version(self.keys) == self.version:
             return
         if bool((self.written - self.count > SLACK + 1).any()):
             raise ValueError(
@@ -235,9 +235,9 @@ class KVArena(StateNode):
         return torch.where(there, self.keys[rows, slot], zero), torch.where(there, self.values[rows, slot], zero)
 
     def _newest(self, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The last ``steps`` steps of each row in order, keys, values and indices; indices are -1 before the start."""
+        """The last ``steps`` steps of each row in order, keys, values and indices, zeros before the start."""
         index = self.count[:, None] - steps + torch.arange(steps, device=self.count.device)
-        return *self._take(index), torch.where(index >= self.start[:, None], index, -1)
+        return *self._take(index), index
 
     # ------------------------------------------------------------ the row algebra
 

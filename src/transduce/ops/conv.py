@@ -36,8 +36,6 @@ def causal_conv(
     steps = x_BTD.shape[1]
     reach = (weight.shape[-1] - 1) * dilation
     x_BTD = zero_masked(x_BTD, mask)
-    if mask is not None and resets is not None:
-        resets = resets & mask
     places = None if mask is None else mask.long().cumsum(1) - 1
     if mask is not None:
         x_BTD = _pack(x_BTD, mask, places)
@@ -157,7 +155,6 @@ def centred_conv(
     x_BTD = zero_masked(x_BTD, mask)
     places = None
     if mask is not None:
-        resets = None if resets is None else resets & mask
         places = mask.long().cumsum(1) - 1
         x_BTD = _pack(x_BTD, mask, places)
         resets = None if resets is None else _pack(resets, mask, places)
