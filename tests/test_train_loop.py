@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import signal
@@ -133,6 +134,24 @@ def test_a_finished_run_can_be_lengthened_but_not_altered(tmp_path):
     assert longer.steps == 20 and len(seen.losses) == 8
     with pytest.raises(UserError, match="learning_rate = 0.002 .* learning_rate = 0.1"):
         train(tmp_path / "run", max_steps=20, learning_rate=0.1, resume=True)
+    with pytest.raises(UserError, match="width = 16 .* width = 8"):
+        train(tmp_path / "run", max_steps=20, system=toy(pairs(), config=ToyConfig(width=8)), resume=True)
+    with pytest.raises(UserError, match="data have changed"):
+        train(tmp_path / "run", max_steps=20, data=pairs(119), resume=True)
+
+
+def test_interrupted_while_decoding_repeats_the_evaluation(tmp_path):
+    def ends_itself(model, batch):
+        signal.raise_signal(signal.SIGINT)
+        return greedy(model, batch)
+
+    data = pairs()
+    _, straight, _ = train(tmp_path / "whole", data=data, batch_symbols=16)
+    system = dataclasses.replace(toy(data), search=ends_itself)
+    halted, before, _ = train(tmp_path / "parts", data=data, system=system, batch_symbols=16)
+    assert halted.interrupted and halted.steps == 10 and before.evaluations == []
+    resumed, after, _ = train(tmp_path / "parts", data=data, resume=True, batch_symbols=16)
+    assert after.evaluations == straight.evaluations and before.losses + after.losses == straight.losses
 
 
 def test_the_time_budget_becomes_a_plan_that_is_kept(tmp_path):
@@ -189,8 +208,6 @@ def test_a_loss_that_is_not_finite_stops_with_one_sentence(tmp_path):
             loss = Likelihood()(model, batch, step=step, generator=generator)
             return Loss(loss.total * float("nan"), loss.parts, loss.weight) if step == 7 else loss
 
-    import dataclasses
-
     system = dataclasses.replace(toy(pairs()), objective=Breaks())
     with pytest.raises(UserError, match=r"loss became nan at step 7 \(training rows \d+, ") as caught:
         train(tmp_path / "run", system=system, save_every=1e-6)
@@ -243,8 +260,6 @@ def test_bf16_is_refused_with_a_note_where_the_model_cannot(tmp_path, monkeypatc
             if torch.is_autocast_enabled("cpu"):
                 raise TypeError("only float32 here")
             return Likelihood()(model, batch, step=step, generator=generator)
-
-    import dataclasses
 
     monkeypatch.setattr(engine, "fast_bf16", lambda device: True)
     system = dataclasses.replace(toy(pairs()), objective=Float32Only())

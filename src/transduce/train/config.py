@@ -105,13 +105,18 @@ def resumable(before: dict[str, Any], now: TrainConfig) -> bool:
     Returns True when a limit was moved. Raises :class:`UserError` naming a field that must not change.
     """
     present = now.to_json()
-    for name, value in present.items():
-        if name in LIMITS or name in FREE:
-            continue
-        old = before.get(name, value)
-        if old != value:
+    same({k: v for k, v in before.items() if k not in LIMITS + FREE}, present)
+    return any(before.get(name) != present[name] for name in LIMITS)
+
+
+def same(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> None:
+    """Raise :class:`UserError` naming the first entry of ``before`` that is another one ``now``."""
+    for name, old in before.items():
+        value = now.get(name)
+        if isinstance(old, dict) and isinstance(value, dict):
+            same(old, value, f"{prefix}{name}.")
+        elif old != value:
             raise UserError(
-                f"The run was started with {name} = {old} and cannot go on with {name} = {value}: "
+                f"The run was started with {prefix}{name} = {old} and cannot go on with {prefix}{name} = {value}: "
                 f"give {old} again, or start a new run in another folder."
             )
-    return any(before.get(name) != present[name] for name in LIMITS)

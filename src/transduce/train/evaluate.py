@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import unicodedata
 from dataclasses import dataclass, field
@@ -39,15 +40,15 @@ class Evaluation:
     rates: ErrorRates | None = None
     hypotheses: list[list[Hypothesis]] = field(default_factory=list)
 
-    def numbers(self) -> dict[str, float | int | None]:
-        """The figures that go into logs, bundles and cards."""
+    def numbers(self) -> dict[str, float | int]:
+        """The finite figures, for logs, bundles and cards."""
         named = {
             "loss": self.loss,
             "sequence_error": self.sequence_error,
             "symbol_error": self.symbol_error,
             "bits_per_character": self.bits_per_character,
         }
-        return {**{k: v for k, v in named.items() if v is not None}, "rows": self.rows}
+        return {**{k: v for k, v in named.items() if v is not None and math.isfinite(v)}, "rows": self.rows}
 
 
 @torch.no_grad()

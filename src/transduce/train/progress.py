@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def errors_line(numbers: Mapping[str, Any], about: About) -> str:
     if numbers.get("bits_per_character") is not None:
         return f"held-out {numbers['bits_per_character']:.3f} bits per character"
     if numbers.get("sequence_error") is None:
-        return f"held-out loss {numbers['loss']:.4f}"
+        return f"held-out loss {numbers.get('loss', math.inf):.4f}"
     return (
         f"held-out {about.sequence_name} {100 * numbers['sequence_error']:.1f} %, "
         f"{about.symbol_name} {100 * numbers['symbol_error']:.1f} %"

@@ -16,7 +16,7 @@ from transduce.core.seq import Batch
 from transduce.data.batching import Loader, Prepared, batches
 
 from . import bundle, checkpoint, plots, weights
-from .config import TrainConfig, resumable
+from .config import TrainConfig, resumable, same
 from .engine import Engine, Update
 from .evaluate import Evaluation, Interrupted, evaluate
 from .plan import PROVISIONAL, Pace, Plan, cap, settle, shortened
@@ -25,6 +25,7 @@ from .run import RunFolder, prepare_out
 from .schedules import factor
 from .signals import Interrupts
 from .state import RunState, TrainResult, corpus_record
+from .storage import digest, strict_json, to_json
 
 
 class Trainer:
@@ -130,7 +131,12 @@ class Trainer:
             raise UserError(
                 f"The run at {self.out.path} trains {state['system']}, not {self.system.name}: choose another folder."
             )
+        same(state["config"], strict_json(to_json(dataclasses.asdict(self.system.config))))
         moved = resumable(state["train"], self.config)
+        if state["data"] != self._data_mark():
+            raise UserError(
+                f"The data have changed since the run at {self.out.path} was started: give the same data, or start a new run."
+            )
         self.progress = RunState.from_json(state["progress"])
         self.engine.restore(found.tensors, self.progress.ema_steps)
         self.loader.load_state_dict(state["loader"])
@@ -144,6 +150,11 @@ class Trainer:
         elif not self.progress.finished:
             self.progress.stopped_because = ""
         self._note(f"resumed at step {self.progress.step} after {clock(self.progress.seconds)} of training")
+
+    def _data_mark(self) -> str:
+        """Tells data sets apart by vocabularies, sizes and the ids of the first and last training targets."""
+        train = self.prepared.train.targets
+        return digest(to_json([self.prepared.spec.to_json(), corpus_record(self.prepared), train[:100], train[-100:]]))
 
     def _moved_plan(self) -> Plan | None:
         """After a limit was changed by the user: plan anew, at once where steps or epochs alone decide."""
@@ -218,8 +229,10 @@ class Trainer:
         state, elapsed = self.progress, self._elapsed()
         if state.plan is None or not state.plan.settled:
             if self._pace.known(self.config.max_time, elapsed):
-                state.seconds_per_row = self._cost_of_a_row()
-                rows = len(self.prepared.valid.targets)
+                cost = self._cost_of_a_row()
+                if cost is None:
+                    return
+                state.seconds_per_row, rows = cost, len(self.prepared.valid.targets)
                 state.plan = settle(
                     self.config, state.step, self._elapsed(), self._pace, state.seconds_per_row, rows, self._limit
                 )
@@ -233,11 +246,11 @@ class Trainer:
                 self._note(f"slower than planned: {shorter.steps:,} steps instead of {state.plan.steps:,}")
                 state.plan = shorter
 
-    def _cost_of_a_row(self) -> float:
-        """Seconds to evaluate a held-out row. An early model decodes to the longest length, so this errs on the safe side."""
+    def _cost_of_a_row(self) -> float | None:
+        """Seconds to evaluate a held-out row; None: interrupted. An early model decodes long, so this errs on the safe side."""
         self._measure(min(8, len(self.prepared.valid.targets)))  # kernels of the decoder are compiled here
         found = self._measure(min(128, len(self.prepared.valid.targets)))
-        return found.seconds / found.rows if found is not None else 0.0
+        return None if found is None else found.seconds / found.rows
 
     def _elapsed(self) -> float:
         return time.perf_counter() - self._started
@@ -275,7 +288,7 @@ class Trainer:
                 state.stale += 1
         state.evaluated_at = state.step
         numbers = found.numbers()
-        self._log({"valid_loss": numbers["loss"], **{k: v for k, v in numbers.items() if k != "loss"}})
+        self._log({"valid_loss": numbers.get("loss"), **{k: v for k, v in numbers.items() if k != "loss"}})
         self.reporter.evaluated(numbers)
         return True
 
@@ -299,8 +312,8 @@ class Trainer:
         state.ema_steps = self.engine.ema.steps if self.engine.ema else 0
         groups = self.engine.tensors() | ({"best": self.best} if self.best is not None else {})
         stored = {
-            "system": self.system.name, "train": self.config.to_json(),
-            "loader": self.loader.state_dict(), "progress": state.to_json(),
+            "system": self.system.name, "config": dataclasses.asdict(self.system.config),
+            "train": self.config.to_json(), "data": self._data_mark(), "loader": self.loader.state_dict(), "progress": state.to_json(),
         }
         checkpoint.save(self.out.checkpoint, groups, stored)
         self._saved_at = time.perf_counter()
