@@ -1,0 +1,256 @@
+"""Classical recurrent networks: the mathematics of a step is a cell, and :class:`Recurrence` runs any cell.
+
+:func:`Elman`, :func:`GRU` and :func:`LSTM` build a recurrence of the usual cells. Gate order and equations are those of
+torch, so weights can be taken over (:func:`from_torch`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from transduce.core import state as states
+from transduce.core.protocols import Cell, Mixer
+from transduce.core.seq import zero_masked
+from transduce.core.state import State
+from transduce.ops.rnn import elman, gru, lstm
+
+from .masking import only_pads_right, valid_resets
+
+
+class Recurrence(Mixer):
+    """Runs a :class:`Cell` over time: s_t = step(inputs(x)_t, s_{t-1}), y_t = project(output(s_t)).
+
+    ``solver``: "loop" calls ``cell.step`` once a step; "fused" calls the cell's own ``solve(pre, state, *, mask, resets) ->
+    (outputs, state)`` for the whole chunk; "auto" takes "fused" where the cell has it. ``project`` maps the
+    cell's output (B,T,H) to the width of the layer; None leaves it as it is.
+    """
+
+    def __init__(self, cell: Cell, *, solver: str = "auto", project: nn.Module | None = None) -> None:
+        super().__init__()
+        if solver not in ("auto", "loop", "fused"):
+            raise ValueError(f'solver must be "auto", "loop" or "fused", not {solver!r}')
+        fusable = hasattr(cell, "solve")
+        if solver == "fused" and not fusable:
+            raise ValueError(f'{type(cell).__name__} has no method "solve"; use solver="loop"')
+        self.cell, self.project = cell, project
+        self.fused = fusable and solver != "loop"
+
+    def init_state(self, batch: int, *, capacity: int | None = None) -> State:
+        return self.cell.init_state(batch)
+
+    def forward(
+        self, x: Tensor, state: State = None, *, mask: Tensor | None = None, resets: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        resets = valid_resets(resets, mask)
+        pre = self.cell.inputs(zero_masked(x, mask))
+        if state is None and only_pads_right(mask):
+            mask = None  # nobody reads behind the last valid step, so the kernels need not hold the rows there
+        before = self.cell.init_state(x.shape[0]) if state is None else state
+        run = self.cell.solve if self.fused else self._loop
+        y, after = run(pre, before, mask=mask, resets=resets)
+        if self.project is not None:
+            y = self.project(y)
+        return y, None if state is None else after
+
+    def _loop(self, pre: Tensor, state: State, *, mask: Tensor | None, resets: Tensor | None) -> tuple[Tensor, State]:
+        steps = pre.shape[1]
+        masks = mask.unbind(1) if mask is not None else (None,) * steps
+        restarts = resets.unbind(1) if resets is not None else (None,) * steps
+        fresh = self.cell.init_state(pre.shape[0]) if resets is not None else None
+        outputs: list[Tensor] = []
+        for p, valid, restart in zip(pre.unbind(1), masks, restarts):
+            if restart is not None:
+                state = states.where(restart, fresh, state)
+            after = self.cell.step(p, state)
+            state = after if valid is None else states.where(valid, after, state)
+            outputs.append(self.cell.output(state))
+        return torch.stack(outputs, 1), state
+
+
+class ElmanCell(Cell):
+    """h_t = tanh(W x_t + b + U h_{t-1}) (Elman 1990). x: (B,D), h: (B,H)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.dim, self.hidden = dim, hidden
+        self.input = nn.Linear(dim, hidden)
+        self.weight = _recurrent_weight(1, hidden)
+        nn.init.xavier_uniform_(self.input.weight)
+        nn.init.zeros_(self.input.bias)
+
+    def init_state(self, batch: int) -> Tensor:
+        return self.weight.new_zeros(batch, self.hidden)
+
+    def inputs(self, x: Tensor) -> Tensor:
+        return self.input(x)
+
+    def step(self, pre: Tensor, state: Tensor) -> Tensor:
+        return torch.tanh(pre + state @ self.weight.mT)
+
+    def output(self, state: Tensor) -> Tensor:
+        return state
+
+    def solve(
+        self, pre: Tensor, state: Tensor, *, mask: Tensor | None, resets: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        h = elman(pre, self.weight, state, mask=mask, resets=resets)
+        return h, h[:, -1].clone()
+
+
+class GRUCell(Cell):
+    """The gated recurrent unit (Cho et al. 2014, section 2.3), with the reset gate behind the product as in torch::
+
+        r = sigmoid(W_r x + b_r + U_r h)
+        z = sigmoid(W_z x + b_z + U_z h)
+        n = tanh(W_n x + b_n + r * (U_n h + c))
+        h = (1 - z) * n + z * h
+
+    x: (B,D), h: (B,H); the rows of ``weight`` (3H,H) are U_r, U_z, U_n, ``bias`` (H) is c.
+    """
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.dim, self.hidden = dim, hidden
+        self.input = nn.Linear(dim, 3 * hidden)
+        self.weight = _recurrent_weight(3, hidden)
+        self.bias = nn.Parameter(torch.zeros(hidden))
+        _init_gates(self.input, hidden)
+
+    def init_state(self, batch: int) -> Tensor:
+        return self.weight.new_zeros(batch, self.hidden)
+
+    def inputs(self, x: Tensor) -> Tensor:
+        return self.input(x)
+
+    def step(self, pre: Tensor, state: Tensor) -> Tensor:
+        pre_r, pre_z, pre_n = pre.chunk(3, -1)
+        u_r, u_z, u_n = (state @ self.weight.mT).chunk(3, -1)
+        r, z = torch.sigmoid(pre_r + u_r), torch.sigmoid(pre_z + u_z)
+        n = torch.tanh(pre_n + r * (u_n + self.bias))
+        return torch.lerp(n, state, z)
+
+    def output(self, state: Tensor) -> Tensor:
+        return state
+
+    def solve(
+        self, pre: Tensor, state: Tensor, *, mask: Tensor | None, resets: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        h = gru(pre, self.weight, self.bias, state, mask=mask, resets=resets)
+        return h, h[:, -1].clone()
+
+
+class LSTMState(NamedTuple):
+    """Output ``h`` and memory ``c`` of an LSTM, both (B,H)."""
+
+    h: Tensor
+    c: Tensor
+
+
+class LSTMCell(Cell):
+    """Long short-term memory with a forget gate (Gers et al. 2000, equations 3 to 6)::
+
+        i, f, o = sigmoid(W x + b + U h)        g = tanh(W_g x + b_g + U_g h)
+        c = f * c + i * g                       h = o * tanh(c)
+
+    x: (B,D), h and c: (B,H); the rows of ``weight`` (4H,H) are U_i, U_f, U_g, U_o as in torch. The forget gate's
+    bias starts at one (Jozefowicz et al. 2015, section 5).
+    """
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.dim, self.hidden = dim, hidden
+        self.input = nn.Linear(dim, 4 * hidden)
+        self.weight = _recurrent_weight(4, hidden)
+        _init_gates(self.input, hidden)
+        with torch.no_grad():
+            self.input.bias[hidden : 2 * hidden] = 1.0
+
+    def init_state(self, batch: int) -> LSTMState:
+        zero = self.weight.new_zeros(batch, self.hidden)
+        return LSTMState(zero, zero.clone())
+
+    def inputs(self, x: Tensor) -> Tensor:
+        return self.input(x)
+
+    def step(self, pre: Tensor, state: LSTMState) -> LSTMState:
+        i, f, g, o = (pre + state.h @ self.weight.mT).chunk(4, -1)
+        c = torch.sigmoid(f) * state.c + torch.sigmoid(i) * torch.tanh(g)
+        return LSTMState(torch.sigmoid(o) * torch.tanh(c), c)
+
+    def output(self, state: LSTMState) -> Tensor:
+        return state.h
+
+    def solve(
+        self, pre: Tensor, state: LSTMState, *, mask: Tensor | None, resets: Tensor | None
+    ) -> tuple[Tensor, LSTMState]:
+        h, c = lstm(pre, self.weight, state.h, state.c, mask=mask, resets=resets)
+        return h, LSTMState(h[:, -1].clone(), c[:, -1].clone())
+
+
+def Elman(dim: int, hidden: int | None = None, *, solver: str = "auto") -> Recurrence:
+    """The simple recurrent network as a mixer (B,T,dim) -> (B,T,dim); see :class:`ElmanCell`."""
+    return _recurrence(ElmanCell, dim, hidden, solver)
+
+
+def GRU(dim: int, hidden: int | None = None, *, solver: str = "auto") -> Recurrence:
+    """A GRU as a mixer (B,T,dim) -> (B,T,dim); see :class:`GRUCell`.
+
+    ``hidden`` is ``dim`` by default; another width gets a linear projection back to ``dim``.
+    """
+    return _recurrence(GRUCell, dim, hidden, solver)
+
+
+def LSTM(dim: int, hidden: int | None = None, *, solver: str = "auto") -> Recurrence:
+    """An LSTM as a mixer (B,T,dim) -> (B,T,dim); see :class:`LSTMCell`. ``hidden`` as for :func:`GRU`."""
+    return _recurrence(LSTMCell, dim, hidden, solver)
+
+
+def from_torch(module: nn.RNNBase) -> Recurrence:
+    """The same network as a trained one-layer, one-directional ``torch.nn.RNN`` (tanh), ``GRU`` or ``LSTM``.
+
+    The weights are copied. Layers deeper than one, both directions, ReLU and LSTM projections raise ValueError.
+    """
+    kinds = {"RNN_TANH": ElmanCell, "GRU": GRUCell, "LSTM": LSTMCell}
+    if module.mode not in kinds or module.num_layers != 1 or module.bidirectional or module.proj_size:
+        raise ValueError(
+            f"from_torch takes one layer of RNN (tanh), GRU or LSTM in one direction, not {module!r}; "
+            "stack layers with Serial and directions with Bidirectional"
+        )
+    hidden = module.hidden_size
+    cell = kinds[module.mode](module.input_size, hidden).to(module.weight_hh_l0)
+    with torch.no_grad():
+        cell.input.weight.copy_(module.weight_ih_l0)
+        cell.weight.copy_(module.weight_hh_l0)
+        bias = torch.zeros_like(cell.input.bias)
+        if module.bias:
+            bias += module.bias_ih_l0
+            if module.mode == "GRU":
+                # torch's second bias of the candidate stands inside the reset gate's product, so it stays apart.
+                bias[: 2 * hidden] += module.bias_hh_l0[: 2 * hidden]
+                cell.bias.copy_(module.bias_hh_l0[2 * hidden :])
+            else:
+                bias += module.bias_hh_l0
+        cell.input.bias.copy_(bias)
+    return Recurrence(cell)
+
+
+def _recurrence(cell: type[Cell], dim: int, hidden: int | None, solver: str) -> Recurrence:
+    hidden = dim if hidden is None else hidden
+    project = nn.Linear(hidden, dim) if hidden != dim else None
+    return Recurrence(cell(dim, hidden), solver=solver, project=project)
+
+
+def _recurrent_weight(gates: int, hidden: int) -> nn.Parameter:
+    """(gates*H, H), each gate's block orthogonal, so that no direction of the state dies or explodes at the start."""
+    return nn.Parameter(torch.cat([nn.init.orthogonal_(torch.empty(hidden, hidden)) for _ in range(gates)]))
+
+
+def _init_gates(linear: nn.Linear, hidden: int) -> None:
+    """Glorot for each gate apart, as if it were its own matrix; biases zero."""
+    with torch.no_grad():
+        for block in linear.weight.split(hidden):
+            nn.init.xavier_uniform_(block)
+        linear.bias.zero_()
