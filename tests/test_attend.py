@@ -217,6 +217,8 @@ def test_dropout_acts_in_training_only():
 
 
 def test_arguments_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match="GeneralAttend"):
+        DotAttend(7).start(memory())
     with pytest.raises(ValueError, match="odd, got 4"):
         LocationAttend(8, 8, 8, kernel=4)
     with pytest.raises(ValueError, match="3 heads"):
@@ -231,3 +233,14 @@ def test_scores_scale():
     assert torch.allclose(
         scaled(query * math.sqrt(8), scaled.start(source))[0], plain(query, plain.start(source))[0], atol=1e-12
     )
+
+
+@each
+def test_under_autocast_the_past_stays_in_float32(make):
+    m, query = make(), torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
+    source = Seq(memory().data.float(), memory().mask)
+    plain, _ = m(query, m.start(source))
+    with torch.autocast("cpu", torch.bfloat16):
+        context, state = m(query, m.start(source))
+    assert state.past is None or state.past.dtype == torch.float32
+    assert torch.allclose(context.float(), plain, atol=0.05)

@@ -155,6 +155,22 @@ def test_packed_documents_do_not_see_each_other(position, causal):
     assert torch.allclose(m(x, resets=resets)[0], apart, atol=1e-12)
 
 
+@pytest.mark.parametrize("position", ["rotary", "alibi"])
+@pytest.mark.parametrize("window, steps", [(1, 40), (5, 64), (40, 97)])
+def test_long_windowed_sequences_go_in_blocks_with_equal_results(window, steps, position):
+    m = layer(8, 4, 2, window, position)
+    x = normal(2, steps, 8).requires_grad_()
+    resets = torch.rand(2, steps, generator=torch.Generator().manual_seed(3)) < 0.1
+    for restart in (None, resets):
+        blocks, _ = m(x, resets=restart)
+        with record(m) as seen:  # a listener wants all weights in one tensor, so it gets the dense path
+            dense, _ = m(x, resets=restart)
+        assert seen["weights"][0].shape[-2:] == (steps, steps)
+        assert torch.allclose(blocks, dense, atol=1e-12)
+        gradients = [torch.autograd.grad(y.square().sum(), x)[0] for y in (blocks, dense)]
+        assert torch.allclose(*gradients, atol=1e-11)
+
+
 def test_right_padding_takes_the_unmasked_path_with_equal_results():
     m = layer(8, 2)
     x, mask = normal(2, 6, 8), torch.tensor([[True] * 6, [True] * 3 + [False] * 3])

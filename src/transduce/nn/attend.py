@@ -66,8 +66,8 @@ class Attend(nn.Module, ABC):
         """
 
     def remember(self, past: Tensor, weights: Tensor) -> Tensor:
-        """The past (B,S) after a step with these weights (B,S)."""
-        return weights
+        """The past (B,S) after a step with these weights (B,S), in the dtype of the past."""
+        return weights.to(past.dtype)
 
     def forward(self, query: Tensor, state: AttendState, *, mask: Tensor | None = None) -> tuple[Tensor, AttendState]:
         """query (B,U,D) -> context (B,U,context_width). mask (B,U): masked steps leave no trace in the past."""
@@ -97,7 +97,9 @@ class Attend(nn.Module, ABC):
 
     def start_with(self, keys: Tensor, values: Tensor, mask: Tensor | None) -> AttendState:
         """The state of these keys and values, with an empty past where the layer remembers."""
-        past = keys.new_zeros(keys.shape[:2]) if self.remembers else None
+        # Sums over many steps: never in half precision.
+        dtype = torch.promote_types(keys.dtype, torch.float32)
+        past = keys.new_zeros(keys.shape[:2], dtype=dtype) if self.remembers else None
         return AttendState(Shared(Memory(keys, values, mask)), past)
 
     def average(self, scores: Tensor, memory: Memory, fanout: int) -> tuple[Tensor, Tensor]:
@@ -126,6 +128,11 @@ class DotAttend(Attend):
         self.scale = scale
 
     def start(self, memory: Seq) -> AttendState:
+        if memory.data.shape[-1] != self.context_width:
+            raise ValueError(
+                f"dot attention of width {self.context_width} needs a memory of that width, got "
+                f"{memory.data.shape[-1]}; GeneralAttend joins different widths"
+            )
         values = zero_masked(memory.data, memory.mask)
         return self.start_with(values, values, memory.mask)
 
@@ -175,7 +182,7 @@ class AdditiveAttend(Attend):
     def read(self, query: Tensor, memory: Memory, past: Tensor | None, fanout: int) -> tuple[Tensor, Tensor | None]:
         fit = self.query(query)[:, :, None] + memory.keys[:, None]  # (G,Q,S,A)
         if past is not None:
-            fit = fit + past[..., None] * self.covered
+            fit = fit + past[..., None].to(fit.dtype) * self.covered.to(fit.dtype)
         # In place: the sum is needed by nothing else, and this runs once a decoder step.
         return self.average(fit.tanh_() @ self.score, memory, fanout)
 

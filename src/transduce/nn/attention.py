@@ -13,6 +13,8 @@ from transduce.nn.masking import only_pads_right, valid_resets
 from transduce.nn.position import make_position
 from transduce.ops.attention import attention, attention_weights, weighted_sum
 
+_SMALLEST_BLOCK = 32
+
 
 class Attention(Mixer):
     """y_t = W_o concat_h( sum_s softmax_s(q_t^h . k_s^h / sqrt(K) + bias) v_s^h ), q, k, v linear in x.
@@ -102,6 +104,8 @@ class Attention(Mixer):
         q, k, v = self._project(x, at.position)
         if mask is None and resets is None and (self.window is None or self.window >= x.shape[1]):
             return self._mix(q, k, v, None, self._bias(at.index, at.index, q), self.causal)
+        if self.causal and self.window is not None and mask is None and x.shape[1] > 2 * self.window and not listening():
+            return self._in_blocks(q, k, v, at)
         if self.causal:
             return self._attend(q, k, v, at.index, at.start, at.as_keys)
         same = at.start[:, :, None] == at.start[:, None, :]
@@ -112,8 +116,9 @@ class Attention(Mixer):
 
     def _project(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         qkv = self.project(self.position.add(x, position)).unflatten(-1, (-1, self.width))
-        q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), 2)
-        return self.position.rotate(q, position), self.position.rotate(k, position), v
+        qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), 2)
+        q, k = self.position.rotate(qk, position).split((self.heads, self.kv_heads), 2)
+        return q, k, v
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, index: Tensor, start: Tensor, key_index: Tensor) -> Tensor:
         """Causal attention by indices: query ``index`` and the ``start`` of its history (B,T), ``key_index`` (B,S)."""
@@ -122,6 +127,26 @@ class Attention(Mixer):
         if self.window is not None:
             visible = visible & (distance < self.window)
         return self._mix(q, k, v, visible[:, None], self.position.bias(distance, q.dtype), False)
+
+    def _in_blocks(self, q: Tensor, k: Tensor, v: Tensor, at: Steps) -> Tensor:
+        """A window over a long sequence without masked steps: each block of queries needs its own keys and those of
+        the block before, so O(T window) instead of O(T^2)."""
+        batch, steps = q.shape[:2]
+        size = max(self.window, _SMALLEST_BLOCK)
+        spare = -steps % size
+
+        def blocks(t: Tensor, fill: int = 0) -> Tensor:
+            return nn.functional.pad(t, (*(0, 0) * (t.dim() - 2), 0, spare), value=fill).unflatten(1, (-1, size))
+
+        def with_previous(t: Tensor, fill: int = 0) -> Tensor:
+            own = blocks(t, fill)
+            previous = torch.cat((torch.full_like(own[:, :1], fill), own[:, :-1]), 1)
+            return torch.cat((previous, own), 2).flatten(0, 1)
+
+        index, start = at.index.expand(batch, steps), at.start.expand(batch, steps)
+        queries, indices, starts = (blocks(t).flatten(0, 1) for t in (q, index, start))
+        y = self._attend(queries, with_previous(k), with_previous(v), indices, starts, with_previous(index, -1))
+        return y.unflatten(0, (batch, -1)).flatten(1, 2)[:, :steps]
 
     def _bias(self, index: Tensor, key_index: Tensor, q: Tensor) -> Tensor | None:
         return self.position.bias(index[:, :, None] - key_index[:, None, :], q.dtype)

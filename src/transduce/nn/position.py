@@ -110,7 +110,7 @@ class RelativeBias(Position):
 
     def bias(self, distance: Tensor, dtype: torch.dtype) -> Tensor:
         places = distance.clamp(-self.reach, self.reach) + self.reach
-        return self.table.to(dtype)[places].permute(0, 3, 1, 2)
+        return nn.functional.embedding(places, self.table.to(dtype)).permute(0, 3, 1, 2)
 
 
 POSITIONS = ("rotary", "sinusoidal", "relative", "alibi")
