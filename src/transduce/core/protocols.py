@@ -108,17 +108,6 @@ class Model(nn.Module, ABC):
     def forward(self, prev: Tensor, state: State, *, mask: Tensor | None = None) -> tuple[Dist, State]: ...
 
 
-class Scorer(Protocol):
-    """Anything that scores continuations step by step; a Model is turned into one by the search.
-
-    ``scores, state = scorer(ids, state)`` with ids (B,) the symbols just chosen, scores (B,V) to be added.
-    """
-
-    def start(self, batch: Batch, rows: int) -> State: ...
-
-    def __call__(self, ids: Tensor, state: State) -> tuple[Tensor, State]: ...
-
-
 @dataclass(frozen=True)
 class Hypothesis:
     """One decoded sequence: ``ids`` without BOS and EOS, total ``score``, its ``parts`` by scorer."""

@@ -40,6 +40,10 @@ class StateNode:
         """``parents`` (B,k) picks, within each group of k rows, the row that each new row continues."""
         return self.select(flat_parents(parents))
 
+    def select_groups(self, groups: Tensor, k: int) -> StateNode:
+        """Keep whole groups of k neighbouring rows: group ``groups[i]`` becomes group i."""
+        return self.select(group_rows(groups, k))
+
     def cat(self, others: Sequence[Any]) -> StateNode:
         raise TypeError(f"{type(self).__name__} does not define cat")
 
@@ -161,6 +165,11 @@ def flat_parents(parents: Tensor) -> Tensor:
     return (parents + k * torch.arange(batch, device=parents.device)[:, None]).reshape(-1)
 
 
+def group_rows(groups: Tensor, k: int) -> Tensor:
+    """Numbers of groups of k neighbouring rows -> numbers of their rows."""
+    return (groups[:, None] * k + torch.arange(k, device=groups.device)).reshape(-1)
+
+
 def select(state: State, rows: Tensor | Sequence[int]) -> State:
     """Row ``rows[i]`` of the state becomes row ``i`` of the result."""
     rows = torch.as_tensor(rows, dtype=torch.long, device=_device(state))
@@ -176,6 +185,12 @@ def reorder(state: State, parents: Tensor) -> State:
     """Beam reorder. ``parents`` (B,k): which row of its own group each new row continues."""
     rows = flat_parents(parents)
     return _walk(state, lambda t: t.index_select(0, rows), lambda n: n.reorder(parents))
+
+
+def select_groups(state: State, groups: Tensor, k: int) -> State:
+    """Keep whole groups of k neighbouring rows (the beams of some sources); shared memory stays shared."""
+    rows = group_rows(groups, k)
+    return _walk(state, lambda t: t.index_select(0, rows), lambda n: n.select_groups(groups, k))
 
 
 def cat(states: Sequence[State]) -> State:
@@ -253,6 +268,11 @@ class Shared(StateNode):
         if self.fanout % parents.shape[1] == 0:
             return self
         return self.select(flat_parents(parents))
+
+    def select_groups(self, groups: Tensor, k: int) -> Shared:
+        if k == self.fanout:
+            return Shared(select(self.value, groups), k)
+        return self.select(group_rows(groups, k))
 
     def cat(self, others: Sequence[Shared]) -> Shared:
         if len({self.fanout, *(o.fanout for o in others)}) == 1:

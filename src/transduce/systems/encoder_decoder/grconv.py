@@ -67,7 +67,7 @@ def grconv(data: DataSpec, c: Config = Config()) -> System:
         model=EncoderDecoder(code_encoder(c.encoder, data.source.size, c.embed, c.width), decoder),
         objective=Likelihood(c.label_smoothing),
         search=Greedy(max_length=length),
-        search_wide=Beam(width=10, max_length=length, scorers=[LengthPenalty(1.0)]),
+        search_wide=Beam(width=10, max_length=length, length=LengthPenalty(1.0)),
         train=TrainConfig(learning_rate=2e-3, ema=0.998),
         config=c,
     )

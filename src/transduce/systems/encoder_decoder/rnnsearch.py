@@ -94,7 +94,7 @@ def rnnsearch(data: DataSpec, c: Config = Config()) -> System:
         model=EncoderDecoder(encoder, decoder),
         objective=Likelihood(c.label_smoothing),
         search=Greedy(max_length=length),
-        search_wide=Beam(width=c.beam, max_length=length, scorers=[LengthPenalty(1.0)]),
+        search_wide=Beam(width=c.beam, max_length=length, length=LengthPenalty(1.0)),
         train=TrainConfig(learning_rate=3e-3, ema=0.998, warmup=0.2, batch_symbols=4096),
         config=c,
         expect=(

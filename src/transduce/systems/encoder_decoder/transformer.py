@@ -84,7 +84,7 @@ def transformer(data: DataSpec, c: Config = Config()) -> System:
         model=EncoderDecoder(SequenceEncoder(Embed(data.source.size, c.dim, scale=True), encoder_stack(c)), decoder),
         objective=Likelihood(c.label_smoothing),
         search=Greedy(max_length=length),
-        search_wide=Beam(width=c.beam, max_length=length, scorers=[LengthPenalty(1.0)]),
+        search_wide=Beam(width=c.beam, max_length=length, length=LengthPenalty(1.0)),
         train=TrainConfig(learning_rate=1e-3, ema=0.998, warmup=0.1),
         config=c,
     )

@@ -1,0 +1,173 @@
+"""What a beam search adds to the model's score: lengths, coverage, repetition, other models, constraints."""
+
+from __future__ import annotations
+
+from abc import ABC
+from typing import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from transduce.core import state as states
+from transduce.core.dist import Categorical
+from transduce.core.protocols import Model
+from transduce.core.seq import Batch
+from transduce.core.state import State
+
+
+class StepScorer(ABC):
+    """Scores every continuation of every hypothesis, with a state of its own that follows the beam.
+
+    ``name``: its part in :class:`Hypothesis.parts`. ``never_positive``: no score it gives is above 0, which lets the beam stop
+    early. ``attention``: name pattern of tapped attention weights it wants to see, or None. Rows are hypotheses (R).
+    """
+
+    name: str
+    never_positive: bool = True
+    attention: str | None = None
+
+    def start(self, batch: Batch, rows: int) -> State:
+        """The state of ``rows`` hypotheses, those of one source together."""
+        return ()
+
+    def score(self, ids: Tensor, state: State, num_symbols: int) -> tuple[Tensor | None, State]:
+        """The symbols (R,) just chosen (BOS first) -> what to add for each next symbol, (R,V) or (R,1) or None."""
+        return None, state
+
+    def observe(self, weights: Tensor, state: State) -> State:
+        """See the attention weights (R,S) of the step that is being scored."""
+        return state
+
+    def finish(self, state: State) -> Tensor | None:
+        """What a hypothesis that ends at this step gains besides, (R,) or None."""
+        return None
+
+
+class LengthPenalty:
+    """How scores of different lengths are compared: score / ((5 + n) / 6)^alpha + reward * n, EOS counted in n.
+
+    Wu et al. 2016 (arXiv 1609.08144, section 7). ``alpha=0`` with ``reward=0`` compares sums of log-probabilities.
+    """
+
+    def __init__(self, alpha: float = 0.6, reward: float = 0.0) -> None:
+        self.alpha, self.reward = alpha, reward
+
+    def __call__(self, score: Tensor, length: int) -> Tensor:
+        return score / ((5 + length) / 6) ** self.alpha + self.reward * length
+
+    def best_case(self, score: Tensor, length: int, limit: int) -> Tensor:
+        """The most that a live hypothesis of this score and length can reach, if steps never score above 0."""
+        ends = [length + 1, limit]
+        candidates = [score / ((5 + n) / 6) ** self.alpha for n in ends]
+        return torch.maximum(*candidates) + self.reward * (limit if self.reward > 0 else length + 1)
+
+
+class CoveragePenalty(StepScorer):
+    """beta * sum_s log(min(sum_u a_us, 1)), given when a hypothesis ends: source that was not attended to costs.
+
+    Wu et al. 2016 (section 7). Valid source positions only. Weights with heads are averaged over them.
+    """
+
+    name = "coverage"
+
+    def __init__(self, beta: float = 0.2, attention: str = "*attend.weights") -> None:
+        self.beta, self.attention = beta, attention
+
+    def start(self, batch: Batch, rows: int) -> State:
+        valid = batch.source.valid().repeat_interleave(rows // batch.size, 0)
+        return {"valid": valid, "seen": torch.zeros(valid.shape, device=valid.device)}
+
+    def observe(self, weights: Tensor, state: State) -> State:
+        return {**state, "seen": state["seen"] + weights}
+
+    def finish(self, state: State) -> Tensor:
+        logs = state["seen"].clamp(1e-6, 1.0).log()
+        return self.beta * torch.where(state["valid"], logs, torch.zeros_like(logs)).sum(-1)
+
+
+class BlockNGrams(StepScorer):
+    """No sequence of ``n`` symbols twice in one hypothesis (Paulus et al. 2018, section 2.5)."""
+
+    name = "block"
+
+    def __init__(self, n: int = 3) -> None:
+        if n < 1:
+            raise ValueError(f"n-grams have at least one symbol, got n = {n}")
+        self.n = n
+
+    def start(self, batch: Batch, rows: int) -> State:
+        some = batch.source if batch.source is not None else batch.target
+        return torch.zeros(rows, 0, dtype=torch.long, device=some.data.device)
+
+    def score(self, ids: Tensor, state: State, num_symbols: int) -> tuple[Tensor | None, State]:
+        history = torch.cat((state, ids[:, None]), 1)  # begins with BOS, which never repeats
+        length, n = history.shape[1], self.n
+        if length < n:
+            return None, history
+        grams = history.unfold(1, n, 1)  # (R, length-n+1, n)
+        same = (grams[:, :, : n - 1] == history[:, None, length - n + 1 :]).all(-1)
+        hits = torch.zeros(len(ids), num_symbols, device=ids.device)
+        hits.scatter_add_(1, grams[:, :, n - 1], same.float())
+        return torch.where(hits > 0, float("-inf"), 0.0), history
+
+
+class Fusion(StepScorer):
+    """Shallow fusion: weight * log p_other(y | y_<u) of another model over the same symbols (Gulcehre et al. 2015, section 4.1)."""
+
+    name = "fusion"
+
+    def __init__(self, model: Model, weight: float = 0.3) -> None:
+        self.model, self.weight = model, weight
+        self.never_positive = weight >= 0
+
+    def start(self, batch: Batch, rows: int) -> State:
+        return states.expand(self.model.start(batch), rows // batch.size)
+
+    def score(self, ids: Tensor, state: State, num_symbols: int) -> tuple[Tensor, State]:
+        dist, state = self.model(ids[:, None], state)
+        return self.weight * dist.scores[:, -1].float(), state
+
+
+class Constrain(StepScorer):
+    """Only symbols that ``allowed(history) -> (R,V) bool`` permits; history (R,u) begins with BOS."""
+
+    name = "constraint"
+
+    def __init__(self, allowed: Callable[[Tensor], Tensor]) -> None:
+        self.allowed = allowed
+
+    def start(self, batch: Batch, rows: int) -> State:
+        return BlockNGrams(1).start(batch, rows)
+
+    def score(self, ids: Tensor, state: State, num_symbols: int) -> tuple[Tensor, State]:
+        history = torch.cat((state, ids[:, None]), 1)
+        return torch.where(self.allowed(history), 0.0, float("-inf")), history
+
+
+class Ensemble(Model):
+    """Several models as one: the mean of their probabilities ("prob") or of their log-probabilities, renormalised ("log").
+
+    The models share one vocabulary; each keeps its own state. ``weights`` sum to one; equal by default.
+    """
+
+    def __init__(self, models: Sequence[Model], weights: Sequence[float] | None = None, mode: str = "prob") -> None:
+        super().__init__()
+        if not models:
+            raise ValueError("an ensemble needs at least one model")
+        if mode not in ("prob", "log"):
+            raise ValueError(f'an ensemble averages "prob" or "log", not {mode!r}')
+        given = [1.0 / len(models)] * len(models) if weights is None else list(weights)
+        if len(given) != len(models) or abs(sum(given) - 1.0) > 1e-6 or min(given) < 0:
+            raise ValueError(f"an ensemble of {len(models)} models needs as many weights that sum to 1, got {given}")
+        self.models = torch.nn.ModuleList(models)
+        self.weights, self.mode = given, mode
+
+    def start(self, batch: Batch, *, capacity: int | None = None, continues: bool = True) -> State:
+        return tuple(m.start(batch, capacity=capacity, continues=continues) for m in self.models)
+
+    def forward(self, prev: Tensor, state: State, *, mask: Tensor | None = None) -> tuple[Categorical, State]:
+        found = [m(prev, s, mask=mask) for m, s in zip(self.models, state)]
+        scores = torch.stack([dist.scores.float() for dist, _ in found])
+        weights = torch.tensor(self.weights, device=scores.device).view(-1, *([1] * (scores.dim() - 1)))
+        mixed = (scores + weights.log()).logsumexp(0) if self.mode == "prob" else (weights * scores).sum(0)
+        return Categorical(mixed), tuple(s for _, s in found)
