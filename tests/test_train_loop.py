@@ -266,3 +266,24 @@ def test_bf16_is_refused_with_a_note_where_the_model_cannot(tmp_path, monkeypatc
     _, seen, trainer = train(tmp_path / "run", system=system, precision="auto", max_steps=5)
     assert trainer.engine.precision == "float32"
     assert "only float32 here" in seen.notes[0]
+
+
+@pytest.mark.parametrize("seconds, chosen", [((1.0, 0.5), "bf16"), ((1.0, 0.9), "float32")])
+def test_bf16_must_be_clearly_faster(tmp_path, monkeypatch, seconds, chosen):
+    from transduce.train import engine
+
+    monkeypatch.setattr(engine, "fast_bf16", lambda device: True)
+    monkeypatch.setattr(engine.Engine, "_race", lambda self, batch: seconds)
+    _, seen, trainer = train(tmp_path / "run", precision="auto", max_steps=3)
+    assert trainer.engine.precision == trainer.progress.precision == chosen
+    assert seen.notes[0].startswith(f"precision: {chosen}")
+
+
+def test_the_race_for_precision_costs_training_no_random_numbers(tmp_path, monkeypatch):
+    from transduce.train import engine
+
+    _, plain, _ = train(tmp_path / "a", max_steps=10)
+    monkeypatch.setattr(engine, "fast_bf16", lambda device: True)
+    monkeypatch.setattr(engine, "_WORTH", 0.0)
+    _, raced, trainer = train(tmp_path / "b", precision="auto", max_steps=10)
+    assert trainer.engine.precision == "float32" and raced.losses == plain.losses

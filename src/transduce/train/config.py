@@ -41,7 +41,7 @@ class TrainConfig:
     accumulate: int = 1
     """Batches whose gradients are summed, weighted by their symbols, before each step."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    """Arithmetic of matrix products: bf16 autocast, float32, or bf16 where the device computes it fast."""
+    """Arithmetic of matrix products: bf16 autocast, float32, or bf16 where it is measured to be clearly faster."""
     ema: float | None = None
     """Decay of an exponential moving average of the weights (0.999, say), evaluated and stored instead of them."""
     evaluations: int = 10

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from typing import Callable, Sequence
 
 import torch
-from torch import Tensor
 
 from transduce.core.protocols import Hypothesis, Model, Searcher
-from transduce.core.seq import Batch
 from transduce.data.batching import Encoded, batches
 from transduce.data.fields import DataSpec
 from transduce.data.metrics import ErrorRates, bits_per_character, error_rates
+from transduce.search.align import score
 
 
 class Interrupted(Exception):
@@ -80,7 +79,7 @@ def evaluate(
             if stop():
                 raise Interrupted
             batch = batch.to(device)
-            nats += float(_nats(model, batch).sum())
+            nats -= float(score(model, batch).double().sum())
             count += int(batch.target.valid().sum())
             if searcher is not None:
                 for row, hypotheses in zip(batch.rows, searcher(model, batch)):
@@ -95,13 +94,6 @@ def evaluate(
     return Evaluation(
         loss, rows, time.perf_counter() - started, rates.sequence, rates.symbol, rates=rates, hypotheses=found
     )
-
-
-def _nats(model: Model, batch: Batch) -> Tensor:
-    """-log p of each row's target under teacher forcing, (B,) in float64."""
-    dist, _ = model(batch.previous, model.start(batch, continues=False), mask=batch.target.mask)
-    log_p = dist.log_prob(batch.target.data)
-    return -torch.where(batch.target.valid(), log_p, torch.zeros_like(log_p)).double().sum(1)
 
 
 def measure(found: Sequence[Sequence[Hypothesis]], encoded: Encoded, spec: DataSpec) -> ErrorRates:
