@@ -58,7 +58,9 @@ def test_steps_equal_the_whole_target(make):
     first, state = m(query[:, :2], start)
     second, state = m(query[:, 2:], state)
     assert torch.allclose(torch.cat((first, second), 1), whole, atol=1e-12)
-    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(st.leaves(state), st.leaves(end), strict=True))
+    assert all(
+        torch.allclose(a, b, atol=1e-12) for a, b in zip(st.leaves(state), st.leaves(end), strict=True)
+    )
 
 
 @each
@@ -104,7 +106,9 @@ def test_beams_share_the_memory(make):
     with record(m) as expected:
         first_copied, copied = m(query[:, :3], copied)
         second_copied, _ = m(query[:, 3:], st.reorder(copied, parents))
-    assert torch.allclose(first, first_copied, atol=1e-12) and torch.allclose(second, second_copied, atol=1e-12)
+    assert torch.allclose(first, first_copied, atol=1e-12) and torch.allclose(
+        second, second_copied, atol=1e-12
+    )
     for a, b in zip(seen["weights"], expected["weights"], strict=True):
         assert torch.allclose(a, b, atol=1e-12)
 
@@ -114,7 +118,11 @@ def test_an_empty_memory_row_gives_a_finite_result(make):
     m, source = layer(make), memory()
     source.mask[1] = False
     context, _ = m(normal(3, 2, 8), m.start(source))
-    rest = m.output.bias.expand(2, -1) if isinstance(m, MultiHeadAttend) else torch.zeros(2, 8, dtype=torch.float64)
+    rest = (
+        m.output.bias.expand(2, -1)
+        if isinstance(m, MultiHeadAttend)
+        else torch.zeros(2, 8, dtype=torch.float64)
+    )
     assert torch.allclose(context[1], rest)
 
 
@@ -170,11 +178,16 @@ def test_coverage_and_location_scores_are_their_formulas():
         expected = torch.tanh(inner) @ covering.score
         assert same_up_to_constant(got_covering[u], expected)
         coverage = coverage + torch.softmax(expected, 0)
-        features = torch.stack([
-            sum(
-                located.filters.weight[:, 0, j] * previous[i + j - 2] for j in range(5) if 0 <= i + j - 2 < 5
-            ) for i in range(5)
-        ])
+        features = torch.stack(
+            [
+                sum(
+                    located.filters.weight[:, 0, j] * previous[i + j - 2]
+                    for j in range(5)
+                    if 0 <= i + j - 2 < 5
+                )
+                for i in range(5)
+            ]
+        )
         inner = located.query(q[u]) + located.key(s) + features @ located.location.weight.T
         expected = torch.tanh(inner) @ located.score
         assert same_up_to_constant(got_located[u], expected)
@@ -188,7 +201,9 @@ def test_multi_head_is_torch_multi_head_attention():
     witness.in_proj_bias.data = torch.cat((m.query.bias, m.key_value.bias))
     witness.out_proj.load_state_dict(m.output.state_dict())
     query, source = normal(3, 4, 8), memory()
-    expected, weights = witness(query, source.data, source.data, key_padding_mask=~source.mask, average_attn_weights=False)
+    expected, weights = witness(
+        query, source.data, source.data, key_padding_mask=~source.mask, average_attn_weights=False
+    )
     plain, _ = m(query, m.start(source))
     with record(m) as seen:
         listened, _ = m(query, m.start(source))
@@ -209,7 +224,10 @@ def test_multi_head_coverage_pushes_away_from_what_was_read():
 
 def test_dropout_acts_in_training_only():
     m = MultiHeadAttend(8, heads=2, dropout=0.5)
-    query, state = torch.ones(1, 3, 8), m.start(Seq(torch.randn(1, 9, 8, generator=torch.Generator().manual_seed(0))))
+    query, state = (
+        torch.ones(1, 3, 8),
+        m.start(Seq(torch.randn(1, 9, 8, generator=torch.Generator().manual_seed(0)))),
+    )
     torch.manual_seed(0)
     assert not torch.allclose(m(query, state)[0], m(query, state)[0])
     m.eval()
@@ -231,7 +249,9 @@ def test_scores_scale():
     query, source = normal(1, 2, 8), Seq(normal(1, 4, 8))
     scaled, plain = DotAttend(8, 1 / math.sqrt(8)), DotAttend(8)
     assert torch.allclose(
-        scaled(query * math.sqrt(8), scaled.start(source))[0], plain(query, plain.start(source))[0], atol=1e-12
+        scaled(query * math.sqrt(8), scaled.start(source))[0],
+        plain(query, plain.start(source))[0],
+        atol=1e-12,
     )
 
 

@@ -1,4 +1,5 @@
-"""Self-attention: the op, the layer against brute force and torch, positions, windows, grouped heads, taps."""
+"""Self-attention: the op, the layer against brute force and torch, positions, windows, grouped heads,
+taps."""
 
 from __future__ import annotations
 
@@ -69,7 +70,9 @@ def test_causal_needs_as_many_queries_as_keys():
 
 
 @pytest.mark.parametrize("position", [None, "alibi", "relative"])
-@pytest.mark.parametrize("kv_heads, window, causal", [(4, None, True), (2, 3, True), (1, None, False), (2, 2, False), (4, 1, True)])
+@pytest.mark.parametrize(
+    "kv_heads, window, causal", [(4, None, True), (2, 3, True), (1, None, False), (2, 2, False), (4, 1, True)]
+)
 def test_layer_is_its_equation(position, kv_heads, window, causal):
     m = layer(8, 4, kv_heads, window, position, causal)
     x = normal(2, 7, 8)
@@ -204,7 +207,11 @@ def test_dropout_acts_in_training_only():
 
 
 def test_lookahead_is_declared():
-    assert (layer(8).lookahead, layer(8, causal=False).lookahead, layer(8, causal=False, window=3).lookahead) == (0, None, 2)
+    assert (
+        layer(8).lookahead,
+        layer(8, causal=False).lookahead,
+        layer(8, causal=False, window=3).lookahead,
+    ) == (0, None, 2)
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,12 @@ def test_a_windowed_state_that_was_overwritten_is_refused_and_a_fork_is_not():
         _, old = run(m, x[:, :10], m.init_state(2))
         kept = st.fork(old)
         run(m, x[:, 10 : 12 + SLACK], old)
-        for use in (lambda: m(x[:, :1], old), lambda: st.select(old, [0]), lambda: st.canonical(old), lambda: st.fork(old)):
+        for use in (
+            lambda: m(x[:, :1], old),
+            lambda: st.select(old, [0]),
+            lambda: st.canonical(old),
+            lambda: st.fork(old),
+        ):
             with pytest.raises(ValueError, match="fork"):
                 use()
         assert torch.allclose(run(m, x[:, 10:], kept)[0], m(x)[0][:, 10:], atol=1e-10)

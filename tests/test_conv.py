@@ -1,4 +1,5 @@
-"""Convolutions over time: the op, the mixers against torch and brute force, continued, skipped and restarted."""
+"""Convolutions over time: the op, the mixers against torch and brute force, continued, skipped and
+restarted."""
 
 from __future__ import annotations
 
@@ -91,14 +92,19 @@ def test_a_masked_step_is_the_identity_even_with_a_reset(make):
     m = make().double()
     _, before = m(normal(2, 5, 6), m.init_state(2))
     nothing = torch.zeros(2, 3, dtype=torch.bool)
-    _, after = m(torch.full((2, 3, 6), float("nan"), dtype=torch.float64), before, mask=nothing, resets=~nothing)
+    _, after = m(
+        torch.full((2, 3, 6), float("nan"), dtype=torch.float64), before, mask=nothing, resets=~nothing
+    )
     assert torch.equal(before, after)
 
 
 @each
 def test_gradients_stepped_equal_whole(make):
     m = make().double()
-    x, start = normal(2, 9, 6).requires_grad_(), normal(2, m.init_state(2).shape[1], 6, seed=1).requires_grad_()
+    x, start = (
+        normal(2, 9, 6).requires_grad_(),
+        normal(2, m.init_state(2).shape[1], 6, seed=1).requires_grad_(),
+    )
     inputs = [t for t in (x, start, *m.parameters()) if t.numel()]
     weights = normal(2, 9, 6, seed=2)
     y, _ = m(x, start)
@@ -132,7 +138,9 @@ def test_centred_convolution_against_brute_force(make):
             if 0 <= s < 8:
                 w = m.weight[..., j]
                 expected = expected + (x[:, s] * w if m.weight.dim() == 2 else x[:, s] @ w.T)
-        assert torch.allclose(y[:, t], expected if m.activation is None else m.activation(expected), atol=1e-12)
+        assert torch.allclose(
+            y[:, t], expected if m.activation is None else m.activation(expected), atol=1e-12
+        )
 
 
 @each_centred

@@ -1,14 +1,14 @@
 """Keys and values of past steps, appended in place, yet every older state stays what it was.
 
-A purely functional cache copies everything at every step. An arena is a buffer that successive states share: each
-state knows how far its own row is filled (``count``), and the next one writes behind that. What a state sees is
-therefore never touched by its successors, and only the newest state of a buffer writes into it; any other one (a
-state that was continued before, a merge of two states) copies the buffer first. In short: copy on write, where the
-common case, decoding step after step, never copies.
+A purely functional cache copies everything at every step. An arena is a buffer that successive states share:
+each state knows how far its own row is filled (``count``), and the next one writes behind that. What a state
+sees is therefore never touched by its successors, and only the newest state of a buffer writes into it; any
+other one (a state that was continued before, a merge of two states) copies the buffer first. In short: copy
+on write, where the common case, decoding step after step, never copies.
 
-With a window the buffer is a ring of ``window + SLACK`` slots. A successor overwrites the oldest slots, so an older
-state can be continued exactly while at most ``SLACK`` steps were written behind it, and refuses after that;
-:func:`transduce.core.state.fork` beforehand makes an independent copy.
+With a window the buffer is a ring of ``window + SLACK`` slots. A successor overwrites the oldest slots, so an
+older state can be continued exactly while at most ``SLACK`` steps were written behind it, and refuses after
+that; :func:`transduce.core.state.fork` beforehand makes an independent copy.
 
 With gradients switched on, and while a graph is exported, nothing is written in place.
 """
@@ -33,9 +33,9 @@ _FIRST_ROOM = 32
 
 @dataclass(frozen=True)
 class Steps:
-    """Where the steps of a chunk stand in their rows. ``index`` (B,T): how many valid steps precede the step in its
-    row (at a masked step: that of the last valid one). ``start`` (B,T): index of the first step of its history.
-    ``mask`` (B,T) or None. One row stands for all where they are equal."""
+    """Where the steps of a chunk stand in their rows. ``index`` (B,T): how many valid steps precede the step
+    in its row (at a masked step: that of the last valid one). ``start`` (B,T): index of the first step of its
+    history. ``mask`` (B,T) or None. One row stands for all where they are equal."""
 
     index: Tensor
     start: Tensor
@@ -48,7 +48,12 @@ class Steps:
 
     @classmethod
     def of_chunk(
-        cls, steps: int, count: Tensor, start: Tensor, mask: Tensor | None = None, resets: Tensor | None = None
+        cls,
+        steps: int,
+        count: Tensor,
+        start: Tensor,
+        mask: Tensor | None = None,
+        resets: Tensor | None = None,
     ) -> Steps:
         """``count`` and ``start`` (B,) before the chunk; ``resets`` only at valid steps."""
         if mask is None:
@@ -70,11 +75,12 @@ class Steps:
 class KVArena(StateNode):
     """Keys and values (B, slots+1, H, K) and what of them is filled; the last slot takes masked steps.
 
-    count (B,): valid steps so far. start (B,): index of the first step since the last reset. written (B,): one past
-    the highest index ever written into these buffers, by whichever state. steps: upper bound of ``count`` that needs
-    no look at the device. version: that of ``keys`` when this state was made. owner: whether this state may write
-    into the buffers as long as the version is still that one. window: steps that a query can see, itself included;
-    None for all. Without a window the step of index i is in slot i, with one in slot i modulo ``slots``.
+    count (B,): valid steps so far. start (B,): index of the first step since the last reset. written (B,):
+    one past the highest index ever written into these buffers, by whichever state. steps: upper bound of
+    ``count`` that needs no look at the device. version: that of ``keys`` when this state was made. owner:
+    whether this state may write into the buffers as long as the version is still that one. window: steps that
+    a query can see, itself included; None for all. Without a window the step of index i is in slot i, with
+    one in slot i modulo ``slots``.
     """
 
     keys: Tensor
@@ -89,10 +95,19 @@ class KVArena(StateNode):
 
     @classmethod
     def empty(
-        cls, batch: int, heads: int, width: int, *, like: Tensor, window: int | None = None, capacity: int | None = None
+        cls,
+        batch: int,
+        heads: int,
+        width: int,
+        *,
+        like: Tensor,
+        window: int | None = None,
+        capacity: int | None = None,
     ) -> KVArena:
         """An arena without content, on the device and with the dtype of ``like``."""
-        slots = window + SLACK if window is not None else max(1, capacity if capacity is not None else _FIRST_ROOM)
+        slots = max(1, _FIRST_ROOM if capacity is None else capacity)
+        if window is not None:
+            slots = window + SLACK
         with _ordinary_tensors():
             keys = torch.zeros(batch, slots + 1, heads, width, dtype=like.dtype, device=like.device)
             none = torch.zeros(batch, dtype=torch.long, device=like.device)
@@ -116,8 +131,9 @@ class KVArena(StateNode):
     def append(self, k: Tensor, v: Tensor, at: Steps) -> tuple[Tensor, Tensor, Tensor, KVArena]:
         """Add a chunk k, v (B,T,H,K) at ``at``, which :meth:`place` gave.
 
-        Returns the keys and values to attend to (B,S,H,K), the index of each (B,S), and the arena that holds the
-        chunk. Indices outside a query's history (below its start, above its own) have nothing behind them.
+        Returns the keys and values to attend to (B,S,H,K), the index of each (B,S), and the arena that holds
+        the chunk. Indices outside a query's history (below its start, above its own) have nothing behind
+        them.
         """
         self._check_intact()
         if self.window is not None and k.shape[1] > SLACK + 1:
@@ -130,8 +146,8 @@ class KVArena(StateNode):
         return arena.keys[:, :live], arena.values[:, :live], arena._index_of_slots(live), arena
 
     def _append_long(self, k: Tensor, v: Tensor, at: Steps) -> tuple[Tensor, Tensor, Tensor, KVArena]:
-        """A chunk that would overwrite in the ring what its own first steps still see: attend to old and new laid
-        end to end, then keep the last part in a ring of its own."""
+        """A chunk that would overwrite in the ring what its own first steps still see: attend to old and new
+        laid end to end, then keep the last part in a ring of its own."""
         old_k, old_v, old_index = self._newest(self.window - 1)
         seen_k, seen_v = torch.cat((old_k, k.to(old_k.dtype)), 1), torch.cat((old_v, v.to(old_v.dtype)), 1)
         seen_index = torch.cat((old_index, at.as_keys.expand(old_index.shape[0], -1)), 1)
@@ -171,7 +187,7 @@ class KVArena(StateNode):
         )
 
     def _own_buffers(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Buffers that may be written behind ``count``: these, unless another state may rely on what is there."""
+        """These buffers, or copies if another state may rely on what is behind ``count`` in them."""
         if self.owner and _version(self.keys) == self.version:
             return self.keys, self.values, self.written
         with _ordinary_tensors():
@@ -183,12 +199,12 @@ class KVArena(StateNode):
             return
         if bool((self.written - self.count > SLACK + 1).any()):
             raise ValueError(
-                f"more than {SLACK} steps were taken after this windowed attention state, so it cannot be continued; "
-                "fork() a state that you want to come back to"
+                f"more than {SLACK} steps were taken after this windowed attention state, so it cannot be "
+                "continued; fork() a state that you want to come back to"
             )
 
     def _with_room(self, chunk: int) -> KVArena:
-        """Room for ``chunk`` more steps. At least twice the slots at a time, so all copies together stay linear."""
+        """Room for ``chunk`` more steps. It at least doubles, so that all copies together stay linear."""
         if self.window is not None or self.steps + chunk <= self.slots:
             return self
         if torch.compiler.is_compiling():
@@ -209,13 +225,15 @@ class KVArena(StateNode):
         return replace(self, keys=keys, values=values, version=_version(keys), owner=False)
 
     def _from_start(self, slots: int, live: int) -> KVArena:
-        """New buffers with ``slots`` slots in which every row's history begins at slot 0; ``live``: the longest."""
+        """New buffers in which every row's history begins at slot 0; ``live``: length of the longest."""
         with _ordinary_tensors():
             keys, values = self._take(self.start[:, None] + torch.arange(live, device=self.start.device))
             more = (0, 0, 0, 0, 0, slots + 1 - live)
             keys, values = F.pad(keys, more), F.pad(values, more)
             count = self.position.clone()
-            return KVArena(keys, values, count, torch.zeros_like(count), count.clone(), live, _version(keys), True)
+            return KVArena(
+                keys, values, count, torch.zeros_like(count), count.clone(), live, _version(keys), True
+            )
 
     def _index_of_slots(self, live: int) -> Tensor:
         """(B, live): index of the step in each slot, negative or not yet counted where there is none."""
@@ -226,13 +244,14 @@ class KVArena(StateNode):
         return last - (last - slot) % self.slots
 
     def _take(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (B,n,H,K) of the steps with these indices (B,n); zeros where a row has no such step."""
+        """Keys and values (B,n,H,K) of the steps with these indices (B,n), zeros where there is none."""
         there = (index >= self.start[:, None]) & (index < self.count[:, None])
         slot = torch.where(there, index % self.slots, self.slots)
         rows = torch.arange(index.shape[0], device=index.device)[:, None]
         there = there[..., None, None]
         zero = self.keys.new_zeros(())
-        return torch.where(there, self.keys[rows, slot], zero), torch.where(there, self.values[rows, slot], zero)
+        keys, values = self.keys[rows, slot], self.values[rows, slot]
+        return torch.where(there, keys, zero), torch.where(there, values, zero)
 
     def _newest(self, steps: int) -> tuple[Tensor, Tensor, Tensor]:
         """The last ``steps`` steps of each row in order, keys, values and indices, zeros before the start."""
@@ -265,10 +284,12 @@ class KVArena(StateNode):
         start = torch.where(keep_new, self.start, old.start)
         steps = max(self.steps, old.steps)
         if old.keys is self.keys:
-            # One buffer holds both pasts. Neither it nor what ``self`` wrote may change, so the result does not own it.
+            # One buffer holds both pasts, and ``self`` may go on writing in it, so the result is no owner.
             self._check_intact()
             old._check_intact()
-            return replace(self, count=count, start=start, steps=steps, version=_version(self.keys), owner=False)
+            return replace(
+                self, count=count, start=start, steps=steps, version=_version(self.keys), owner=False
+            )
         new, old = self._alike([old])
         keep = keep_new.view(-1, 1, 1, 1)
         with _ordinary_tensors():
@@ -282,7 +303,7 @@ class KVArena(StateNode):
         return self._with(keys, values, self.count, self.start)
 
     def canonical(self) -> dict[str, Any]:
-        """The steps that later queries can see, in order, zeros before them (window) or behind them (no window)."""
+        """What later queries can see, in order; zeros before it with a window, behind it without."""
         self._check_intact()
         if self.window is None:
             live = int(self.position.max()) if self.position.numel() else 0

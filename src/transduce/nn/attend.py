@@ -1,4 +1,4 @@
-"""Attention of a decoder to a memory: how well each memory step fits the query, softmax, weighted mean of the memory.
+"""Attention of a decoder to a memory: scores of the memory steps, softmax, weighted mean of the memory.
 
 ::
 
@@ -7,8 +7,8 @@
     context, state = attend(query, state)               # (B,U,D) -> (B,U,M), U the whole target or one step
     context, state = attend.attend_step(query_t, state) # (B,D) -> (B,M), for loops
 
-The keys and values lie in a :class:`transduce.core.state.Shared`, so beams do not copy them. Masked memory steps get
-weight exactly 0 whatever they hold. A row without any valid memory step gets a zero context.
+The keys and values lie in a :class:`transduce.core.state.Shared`, so beams do not copy them. Masked memory
+steps get weight exactly 0 whatever they hold. A row without any valid memory step gets a zero context.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from transduce.ops.attention import attention, attention_weights, masked_softmax
 
 @dataclass(frozen=True)
 class Memory:
-    """What is attended to. keys (G,S,...), values (G,S,...), mask (G,S) or None; G rows, one for each source."""
+    """What is attended to: keys (G,S,...), values (G,S,...), mask (G,S) or None, one row for each source."""
 
     keys: Tensor
     values: Tensor
@@ -38,7 +38,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class AttendState:
-    """``memory`` wraps a :class:`Memory`. ``past`` (B,S): what a layer remembers of its earlier weights, or None."""
+    """``memory`` wraps a :class:`Memory`. ``past``: what is remembered of earlier weights (B,S), or None."""
 
     memory: Shared
     past: Tensor | None = None
@@ -47,8 +47,9 @@ class AttendState:
 class Attend(nn.Module, ABC):
     """Base of the layers of this module. ``context_width``: channels of what :meth:`forward` returns.
 
-    ``remembers``: the scores depend on earlier weights, so the steps of a target are taken one by one. Weights are
-    tapped as ``weights``, (B,U,S) or (B,H,U,S) with heads, once a call where nothing is remembered, else once a step.
+    ``remembers``: the scores depend on earlier weights, so the steps of a target are taken one by one.
+    Weights are tapped as ``weights``, (B,U,S) or (B,H,U,S) with heads, once a call where nothing is
+    remembered, else once a step.
     """
 
     context_width: int
@@ -59,8 +60,10 @@ class Attend(nn.Module, ABC):
         """Keys, values and the empty past for ``memory`` (B,S,M)."""
 
     @abstractmethod
-    def read(self, query: Tensor, memory: Memory, past: Tensor | None, fanout: int) -> tuple[Tensor, Tensor | None]:
-        """query (G,Q,D), past (G,Q,S) -> context (G,Q,context_width) and, if this layer remembers, weights (G,Q,S).
+    def read(
+        self, query: Tensor, memory: Memory, past: Tensor | None, fanout: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """query (G,Q,D), past (G,Q,S) -> context (G,Q,context_width), weights (G,Q,S) if they are remembered.
 
         Row g of the memory serves ``fanout`` rows, whose queries follow each other in dimension 1.
         """
@@ -69,8 +72,10 @@ class Attend(nn.Module, ABC):
         """The past (B,S) after a step with these weights (B,S), in the dtype of the past."""
         return weights.to(past.dtype)
 
-    def forward(self, query: Tensor, state: AttendState, *, mask: Tensor | None = None) -> tuple[Tensor, AttendState]:
-        """query (B,U,D) -> context (B,U,context_width). mask (B,U): masked steps leave no trace in the past."""
+    def forward(
+        self, query: Tensor, state: AttendState, *, mask: Tensor | None = None
+    ) -> tuple[Tensor, AttendState]:
+        """query (B,U,D) -> context (B,U,context_width). mask (B,U): masked steps are not remembered."""
         if not self.remembers:
             shared = state.memory
             context, _ = self.read(shared.fold(query), shared.value, None, shared.fanout)
@@ -113,13 +118,19 @@ class Attend(nn.Module, ABC):
 def _tap_unfolded(module: nn.Module, weights: Tensor, fanout: int) -> Tensor:
     """Tap weights (G,...,fanout*U,S) in the shape (G*fanout,...,U,S) that a reader expects."""
     grouped = weights.unflatten(-2, (fanout, -1)).movedim(-3, 1)
-    return tap(module, "weights", grouped.flatten(0, 1)).unflatten(0, (-1, fanout)).movedim(1, -3).flatten(-3, -2)
+    return (
+        tap(module, "weights", grouped.flatten(0, 1))
+        .unflatten(0, (-1, fanout))
+        .movedim(1, -3)
+        .flatten(-3, -2)
+    )
 
 
 class DotAttend(Attend):
     """score_s = scale q . m_s; queries and memory have one width.
 
-    Luong et al. 2015 (arXiv 1508.04025, section 3.1, "dot"), where scale is 1; 1/sqrt(width) is another choice.
+    Luong et al. 2015 (arXiv 1508.04025, section 3.1, "dot"), where scale is 1; 1/sqrt(width) is another
+    choice.
     """
 
     def __init__(self, width: int, scale: float = 1.0) -> None:
@@ -136,7 +147,9 @@ class DotAttend(Attend):
         values = zero_masked(memory.data, memory.mask)
         return self.start_with(values, values, memory.mask)
 
-    def read(self, query: Tensor, memory: Memory, past: Tensor | None, fanout: int) -> tuple[Tensor, Tensor | None]:
+    def read(
+        self, query: Tensor, memory: Memory, past: Tensor | None, fanout: int
+    ) -> tuple[Tensor, Tensor | None]:
         return self.average(self.scale * torch.bmm(query, memory.keys.mT), memory, fanout)
 
 
@@ -152,15 +165,18 @@ class GeneralAttend(Attend):
         values = zero_masked(memory.data, memory.mask)
         return self.start_with(self.key(values), values, memory.mask)
 
-    def read(self, query: Tensor, memory: Memory, past: Tensor | None, fanout: int) -> tuple[Tensor, Tensor | None]:
+    def read(
+        self, query: Tensor, memory: Memory, past: Tensor | None, fanout: int
+    ) -> tuple[Tensor, Tensor | None]:
         return self.average(torch.bmm(query, memory.keys.mT), memory, fanout)
 
 
 class AdditiveAttend(Attend):
-    """score_s = v . tanh(W q + U m_s + b), with coverage also + w_c c_s inside, c_s the sum of earlier weights on s.
+    """score_s = v . tanh(W q + U m_s + b), with coverage also + w_c c_s inside, c_s the sum of earlier
+    weights on s.
 
-    Bahdanau et al. 2015 (arXiv 1409.0473, appendix A.1.2); coverage: See et al. 2017 (arXiv 1704.04368, section
-    2.3) and Tu et al. 2016 (arXiv 1601.04811). ``width``: channels inside the tanh.
+    Bahdanau et al. 2015 (arXiv 1409.0473, appendix A.1.2); coverage: See et al. 2017 (arXiv 1704.04368,
+    section 2.3) and Tu et al. 2016 (arXiv 1601.04811). ``width``: channels inside the tanh.
     """
 
     def __init__(self, query_width: int, memory_width: int, width: int, coverage: bool = False) -> None:
@@ -179,7 +195,9 @@ class AdditiveAttend(Attend):
     def remember(self, past: Tensor, weights: Tensor) -> Tensor:
         return past + weights
 
-    def read(self, query: Tensor, memory: Memory, past: Tensor | None, fanout: int) -> tuple[Tensor, Tensor | None]:
+    def read(
+        self, query: Tensor, memory: Memory, past: Tensor | None, fanout: int
+    ) -> tuple[Tensor, Tensor | None]:
         fit = self.query(query)[:, :, None] + memory.keys[:, None]  # (G,Q,S,A)
         if past is not None:
             fit = fit + past[..., None].to(fit.dtype) * self.covered.to(fit.dtype)
@@ -190,8 +208,8 @@ class AdditiveAttend(Attend):
 class LocationAttend(Attend):
     """score_s = v . tanh(W q + U m_s + Z f_s + b), f = F * previous weights, a convolution over the memory.
 
-    Chorowski et al. 2015 (arXiv 1506.07503, section 2.1, equations 8 and 9). Before the first step the previous
-    weights are zero. ``filters``: channels of f. ``kernel``: its taps, odd so that it is centred.
+    Chorowski et al. 2015 (arXiv 1506.07503, section 2.1, equations 8 and 9). Before the first step the
+    previous weights are zero. ``filters``: channels of f. ``kernel``: its taps, odd so that it is centred.
     """
 
     remembers = True
@@ -213,9 +231,12 @@ class LocationAttend(Attend):
         values = zero_masked(memory.data, memory.mask)
         return self.start_with(self.key(values), values, memory.mask)
 
-    def read(self, query: Tensor, memory: Memory, past: Tensor | None, fanout: int) -> tuple[Tensor, Tensor | None]:
+    def read(
+        self, query: Tensor, memory: Memory, past: Tensor | None, fanout: int
+    ) -> tuple[Tensor, Tensor | None]:
         assert past is not None
-        features = self.filters(past.flatten(0, 1)[:, None]).mT.unflatten(0, past.shape[:2])  # (G,Q,S,filters)
+        features = self.filters(past.flatten(0, 1)[:, None]).mT  # (G*Q,S,filters)
+        features = features.unflatten(0, past.shape[:2])
         fit = self.query(query)[:, :, None] + memory.keys[:, None] + self.location(features)
         return self.average(fit.tanh_() @ self.score, memory, fanout)
 
@@ -223,9 +244,9 @@ class LocationAttend(Attend):
 class MultiHeadAttend(Attend):
     """W_o concat_h( sum_s softmax_s(q^h . k_s^h / sqrt(K) - g_h c_s) v_s^h ), k and v linear in the memory.
 
-    Vaswani et al. 2017 (arXiv 1706.03762, section 3.2.3). With ``coverage``, c_s is the sum of earlier weights on s,
-    averaged over the heads, and g_h a learned number that starts at zero (the additive feature of See et al. 2017
-    carried over to dot products).
+    Vaswani et al. 2017 (arXiv 1706.03762, section 3.2.3). With ``coverage``, c_s is the sum of earlier
+    weights on s, averaged over the heads, and g_h a learned number that starts at zero (the additive feature
+    of See et al. 2017 carried over to dot products).
 
     Args:
         dim: width of queries and contexts, a multiple of ``heads``.
@@ -267,7 +288,9 @@ class MultiHeadAttend(Attend):
     def remember(self, past: Tensor, weights: Tensor) -> Tensor:
         return past + weights
 
-    def read(self, query: Tensor, memory: Memory, past: Tensor | None, fanout: int) -> tuple[Tensor, Tensor | None]:
+    def read(
+        self, query: Tensor, memory: Memory, past: Tensor | None, fanout: int
+    ) -> tuple[Tensor, Tensor | None]:
         q = self.query(query).unflatten(-1, (-1, self.width))
         mask = None if memory.mask is None else memory.mask[:, None, None]
         drops = self.training and self.dropout > 0

@@ -26,7 +26,8 @@ class Attention(Mixer):
         dim: width of inputs and outputs, a multiple of ``heads``.
         heads: number of query heads, each of width K = dim / heads.
         kv_heads: number of key and value heads, a divisor of ``heads``; default as many.
-        window: a step sees the last ``window`` valid steps, itself included (not causal: as many ahead); None for all.
+        window: a step sees the last ``window`` valid steps, itself included (not causal: as many ahead);
+            None for all.
         position: "rotary", "sinusoidal", "relative", "alibi" or None, see :mod:`transduce.nn.position`.
         causal: whether a step sees only itself and earlier ones. If not, a state is refused.
         dropout: share of the weights that is dropped while training.
@@ -70,7 +71,9 @@ class Attention(Mixer):
         if not self.causal:
             raise ValueError("attention that sees the future has no state; make it with causal=True")
         like = self.project.weight
-        return KVArena.empty(batch, self.kv_heads, self.width, like=like, window=self.window, capacity=capacity)
+        return KVArena.empty(
+            batch, self.kv_heads, self.width, like=like, window=self.window, capacity=capacity
+        )
 
     def forward(
         self,
@@ -81,7 +84,9 @@ class Attention(Mixer):
         resets: Tensor | None = None,
     ) -> tuple[Tensor, KVArena | None]:
         if state is not None and not self.causal:
-            raise ValueError("attention that sees the future cannot continue a state; call it with the whole sequence")
+            raise ValueError(
+                "attention that sees the future cannot continue a state; call it with the whole sequence"
+            )
         x = zero_masked(x, mask)
         resets = valid_resets(resets, mask)
         if state is None:
@@ -89,22 +94,25 @@ class Attention(Mixer):
         at = state.place(x.shape[1], mask, resets)
         q, k, v = self._project(x, at.position)
         keys, values, index, state = state.append(k, v, at)
-        offset = state.count[:, None] - 1 - at.index[:, -1:]  # indices restart when the arena moves its content
+        # Indices restart when the arena moves its content.
+        offset = state.count[:, None] - 1 - at.index[:, -1:]
         return self._attend(q, keys, values, at.index + offset, at.start + offset, index), state
 
     def _whole(self, x: Tensor, mask: Tensor | None, resets: Tensor | None) -> Tensor:
-        """A fresh sequence: one call, no cache, and the kernel's own causal path where nothing else is hidden."""
-        # Behind the last valid step nothing is read, so padding on the right needs no mask. Looking for it would stall
-        # an accelerator, and a graph cannot hold the question.
+        """A fresh sequence: no cache, and the kernel's own causal path where nothing else is hidden."""
+        # Nobody reads behind the last valid step, so padding on the right needs no mask. Looking for it would
+        # stall an accelerator, and a graph cannot hold the question.
         cheap_to_ask = self.causal and x.device.type == "cpu" and not torch.compiler.is_compiling()
         if mask is not None and cheap_to_ask and only_pads_right(mask):
             mask = None
-        none = torch.zeros(1 if mask is None and resets is None else x.shape[0], dtype=torch.long, device=x.device)
+        rows = 1 if mask is None and resets is None else x.shape[0]
+        none = torch.zeros(rows, dtype=torch.long, device=x.device)
         at = Steps.of_chunk(x.shape[1], none, none, mask, resets)
         q, k, v = self._project(x, at.position)
         if mask is None and resets is None and (self.window is None or self.window >= x.shape[1]):
             return self._mix(q, k, v, None, self._bias(at.index, at.index, q), self.causal)
-        if self.causal and self.window is not None and mask is None and x.shape[1] > 2 * self.window and not listening():
+        long = self.causal and self.window is not None and x.shape[1] > 2 * self.window
+        if long and mask is None and not listening():
             return self._in_blocks(q, k, v, at)
         if self.causal:
             return self._attend(q, k, v, at.index, at.start, at.as_keys)
@@ -120,8 +128,11 @@ class Attention(Mixer):
         q, k = self.position.rotate(qk, position).split((self.heads, self.kv_heads), 2)
         return q, k, v
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, index: Tensor, start: Tensor, key_index: Tensor) -> Tensor:
-        """Causal attention by indices: query ``index`` and the ``start`` of its history (B,T), ``key_index`` (B,S)."""
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, index: Tensor, start: Tensor, key_index: Tensor
+    ) -> Tensor:
+        """Causal attention by indices: query ``index`` and the ``start`` of its history (B,T), ``key_index``
+        (B,S)."""
         distance = index[:, :, None] - key_index[:, None, :]
         visible = (distance >= 0) & (key_index[:, None, :] >= start[:, :, None])
         if self.window is not None:
@@ -129,14 +140,16 @@ class Attention(Mixer):
         return self._mix(q, k, v, visible[:, None], self.position.bias(distance, q.dtype), False)
 
     def _in_blocks(self, q: Tensor, k: Tensor, v: Tensor, at: Steps) -> Tensor:
-        """A window over a long sequence without masked steps: each block of queries needs its own keys and those of
-        the block before, so O(T window) instead of O(T^2)."""
+        """A window over a long sequence without masked steps: each block of queries needs its own keys and
+        those of the block before, so O(T window) instead of O(T^2)."""
         batch, steps = q.shape[:2]
         size = max(self.window, _SMALLEST_BLOCK)
         spare = -steps % size
 
         def blocks(t: Tensor, fill: int = 0) -> Tensor:
-            return nn.functional.pad(t, (*(0, 0) * (t.dim() - 2), 0, spare), value=fill).unflatten(1, (-1, size))
+            return nn.functional.pad(t, (*(0, 0) * (t.dim() - 2), 0, spare), value=fill).unflatten(
+                1, (-1, size)
+            )
 
         def with_previous(t: Tensor, fill: int = 0) -> Tensor:
             own = blocks(t, fill)
@@ -145,13 +158,17 @@ class Attention(Mixer):
 
         index, start = at.index.expand(batch, steps), at.start.expand(batch, steps)
         queries, indices, starts = (blocks(t).flatten(0, 1) for t in (q, index, start))
-        y = self._attend(queries, with_previous(k), with_previous(v), indices, starts, with_previous(index, -1))
+        y = self._attend(
+            queries, with_previous(k), with_previous(v), indices, starts, with_previous(index, -1)
+        )
         return y.unflatten(0, (batch, -1)).flatten(1, 2)[:, :steps]
 
     def _bias(self, index: Tensor, key_index: Tensor, q: Tensor) -> Tensor | None:
         return self.position.bias(index[:, :, None] - key_index[:, None, :], q.dtype)
 
-    def _mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None, causal: bool) -> Tensor:
+    def _mix(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None, causal: bool
+    ) -> Tensor:
         drops = self.training and self.dropout > 0
         if drops or listening():
             weights = attention_weights(q, k.to(q.dtype), mask=mask, bias=bias, causal=causal)

@@ -27,8 +27,8 @@ def _parameters(dim: int, kernel: int, depthwise: bool) -> tuple[nn.Parameter, n
 class CausalConv(Mixer):
     """y_t = phi(b + sum_{j<k} w_j x_{t - (k-1-j) dilation}), with w_j a vector (depthwise) or a matrix.
 
-    The state is the last (k-1) * dilation inputs (B,L,D). A step sees ``kernel`` valid steps of its row, itself
-    included. Dilation: van den Oord et al. 2016 (arXiv 1609.03499, section 2.1).
+    The state is the last (k-1) * dilation inputs (B,L,D). A step sees ``kernel`` valid steps of its row,
+    itself included. Dilation: van den Oord et al. 2016 (arXiv 1609.03499, section 2.1).
 
     Args:
         dim: width of inputs and outputs.
@@ -58,19 +58,27 @@ class CausalConv(Mixer):
     def forward(
         self, x: Tensor, state: State = None, *, mask: Tensor | None = None, resets: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        if state is None and mask is not None and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        if (
+            state is None
+            and mask is not None
+            and x.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+        ):
             # Padding on the right is read by nothing but padding, so the dense kernel does.
             if only_pads_right(mask):
                 x = zero_masked(x, mask)
                 mask, resets = None, None if resets is None else resets & mask
-        y, tail = causal_conv(x, self.weight, self.bias, state, dilation=self.dilation, mask=mask, resets=resets)
+        y, tail = causal_conv(
+            x, self.weight, self.bias, state, dilation=self.dilation, mask=mask, resets=resets
+        )
         if self.activation is not None:
             y = self.activation(y)
         return y, None if state is None else tail
 
 
 class DilatedConv(Mixer):
-    """y_t = phi(b + sum_{j<k} w_j x_{t + (j - (k-1)//2) dilation}): centred, so it reads ahead and keeps no state.
+    """y_t = phi(b + sum_{j<k} w_j x_{t + (j - (k-1)//2) dilation}): centred, so it reads ahead and keeps no
+    state.
 
     ``lookahead`` is k//2 * dilation. Arguments as for :class:`CausalConv`.
     """
@@ -93,7 +101,9 @@ class DilatedConv(Mixer):
         self.weight, self.bias = _parameters(dim, kernel, depthwise)
 
     def init_state(self, batch: int, *, capacity: int | None = None) -> State:
-        raise ValueError("a centred convolution has no state; use CausalConv where steps must be taken one by one")
+        raise ValueError(
+            "a centred convolution has no state; use CausalConv where steps must be taken one by one"
+        )
 
     def forward(
         self, x: Tensor, state: State = None, *, mask: Tensor | None = None, resets: Tensor | None = None

@@ -1,7 +1,8 @@
 """How attention learns about order: rotary, sinusoidal, ALiBi, relative bias.
 
-Each acts in one of three places, and does nothing in the others: on the inputs, on queries and keys, or as a bias on
-the scores. Positions count the valid steps of a row since its last reset, so padding and packing do not shift them.
+Each acts in one of three places, and does nothing in the others: on the inputs, on queries and keys, or as a
+bias on the scores. Positions count the valid steps of a row since its last reset, so padding and packing do
+not shift them.
 """
 
 from __future__ import annotations
@@ -99,8 +100,8 @@ class Alibi(Position):
 class RelativeBias(Position):
     """bias = r_h(clip(distance, -reach, reach)), a learned number for each head and clipped distance.
 
-    The scalar bias of T5 (Raffel et al. 2020, arXiv 1910.10683, section 2.1) on the clipped distances of Shaw et al.
-    2018 (arXiv 1803.02155, section 3.2) instead of T5's logarithmic buckets. Starts at zero.
+    The scalar bias of T5 (Raffel et al. 2020, arXiv 1910.10683, section 2.1) on the clipped distances of Shaw
+    et al. 2018 (arXiv 1803.02155, section 3.2) instead of T5's logarithmic buckets. Starts at zero.
     """
 
     def __init__(self, heads: int, reach: int = 128) -> None:
@@ -130,4 +131,6 @@ def make_position(name: str | None, *, heads: int, width: int) -> Position:
         return Alibi(heads)
     if name == "relative":
         return RelativeBias(heads)
-    raise ValueError(f'unknown position "{name}": use one of {", ".join(POSITIONS)} or None.{nearest(name, POSITIONS)}')
+    raise ValueError(
+        f'unknown position "{name}": use one of {", ".join(POSITIONS)} or None.{nearest(name, POSITIONS)}'
+    )

@@ -1,4 +1,5 @@
-"""Scaled dot-product attention with grouped heads, and the softmax that survives rows with nothing to attend to."""
+"""Scaled dot-product attention with grouped heads, and the softmax that survives rows with nothing to attend
+to."""
 
 from __future__ import annotations
 
@@ -64,15 +65,18 @@ def attention(
 ) -> Tensor:
     """y_t = sum_s softmax_s(scale q_t . k_s + bias_ts) v_s, for every head: (B,T,H,K).
 
-    Vaswani et al. 2017 (arXiv 1706.03762, section 3.2.1); grouped heads: Ainslie et al. 2023 (arXiv 2305.13245).
+    Vaswani et al. 2017 (arXiv 1706.03762, section 3.2.1); grouped heads: Ainslie et al. 2023 (arXiv
+    2305.13245).
 
-    k_BSHK, v_BSHK: may have fewer heads, a divisor G of H; head h then reads group h // (H / G). v may have its
-    own width. mask: bool, broadcastable to (B,H,T,S), True where t may attend to s; a row that may attend to
-    nothing gives zeros. bias: broadcastable to (B,H,T,S), added to the scaled scores. scale: 1/sqrt(K) unless
-    given. causal: t attends to s <= t, which needs as many queries as keys. Everything must be finite, also
-    where the mask hides it.
+    k_BSHK, v_BSHK: may have fewer heads, a divisor G of H; head h then reads group h // (H / G). v may have
+    its own width. mask: bool, broadcastable to (B,H,T,S), True where t may attend to s; a row that may attend
+    to nothing gives zeros. bias: broadcastable to (B,H,T,S), added to the scaled scores. scale: 1/sqrt(K)
+    unless given. causal: t attends to s <= t, which needs as many queries as keys. Everything must be finite,
+    also where the mask hides it.
     """
-    return weighted_sum(attention_weights(q_BTHK, k_BSHK, mask=mask, bias=bias, scale=scale, causal=causal), v_BSHK)
+    return weighted_sum(
+        attention_weights(q_BTHK, k_BSHK, mask=mask, bias=bias, scale=scale, causal=causal), v_BSHK
+    )
 
 
 @attention.backend("sdpa")
@@ -131,8 +135,14 @@ def attention_cases() -> Iterator[Case]:
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    def qkv(batch: int, t: int, s: int, heads: int, kv_heads: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-        return normal(batch, t, heads, width), normal(batch, s, kv_heads, width), normal(batch, s, kv_heads, width)
+    def qkv(
+        batch: int, t: int, s: int, heads: int, kv_heads: int, width: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return (
+            normal(batch, t, heads, width),
+            normal(batch, s, kv_heads, width),
+            normal(batch, s, kv_heads, width),
+        )
 
     def allowed(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator) > 0.4
@@ -142,8 +152,15 @@ def attention_cases() -> Iterator[Case]:
     yield Case("one query", qkv(3, 1, 33, 4, 2, 8), {"mask": allowed(3, 1, 1, 33)}, grad=(0, 1, 2))
     yield Case("one key", qkv(2, 3, 1, 2, 2, 5), grad=(0, 1, 2))
     yield Case("causal", qkv(2, 19, 19, 4, 4, 8), {"causal": True}, grad=(0, 1, 2))
-    yield Case("causal, grouped, odd", qkv(2, 67, 67, 6, 2, 10), {"causal": True, "scale": 0.2}, grad=(0, 1, 2))
-    yield Case("causal and padded", qkv(2, 9, 9, 2, 2, 4), {"causal": True, "mask": allowed(2, 1, 1, 9)}, grad=(0, 1, 2))
+    yield Case(
+        "causal, grouped, odd", qkv(2, 67, 67, 6, 2, 10), {"causal": True, "scale": 0.2}, grad=(0, 1, 2)
+    )
+    yield Case(
+        "causal and padded",
+        qkv(2, 9, 9, 2, 2, 4),
+        {"causal": True, "mask": allowed(2, 1, 1, 9)},
+        grad=(0, 1, 2),
+    )
     empty = allowed(2, 1, 6, 8)
     empty[0, :, 2] = False
     empty[1] = False

@@ -1,4 +1,5 @@
-"""Convolution over time that can be continued: the inputs that later outputs still need are handed on as a tail."""
+"""Convolution over time that can be continued: the inputs that later outputs still need are handed on as a
+tail."""
 
 from __future__ import annotations
 
@@ -23,13 +24,14 @@ def causal_conv(
     mask: Tensor | None = None,
     resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """y_t = bias + sum_{j<k} w_j x_{t - (k-1-j) dilation}, and the last L = (k-1) dilation inputs of each row.
+    """y_t = bias + sum_{j<k} w_j x_{t - (k-1-j) dilation}, and the last L = (k-1) dilation inputs of each
+    row.
 
     weight: (D,k) depthwise, or (E,D,k) full, taps in the order of ``torch.nn.Conv1d`` (the last one sees the
     current step). tail_BLD: the L inputs before the first step, zeros where None.
-    mask: (B,T); a masked step is skipped: it enters neither outputs nor tail, and its own output is unspecified.
-    resets: (B,T); taps never reach back across a reset, whose step is the first of a new history. A reset at a
-    masked step is ignored.
+    mask: (B,T); a masked step is skipped: it enters neither outputs nor tail, and its own output is
+    unspecified. resets: (B,T); taps never reach back across a reset, whose step is the first of a new
+    history. A reset at a masked step is ignored.
 
     Returns y (B,T,D or E) and the tail (B,L,D), in which inputs before the last reset are zero.
     """
@@ -53,7 +55,7 @@ def causal_conv(
         tail = z.gather(1, recent[..., None].expand(-1, -1, z.shape[2]))
         tail_history = None if history is None else history.gather(1, recent)
     if tail_history is not None:
-        # Counts only grow and packed steps behind the last valid one repeat nothing, so the maximum is the last history.
+        # Stretches are numbered upwards, so the largest number is the one the row ends in.
         tail = zero_masked(tail, tail_history == history.amax(1, keepdim=True))
     return y, tail
 
@@ -120,8 +122,8 @@ def _pack(x: Tensor, mask: Tensor, places: Tensor) -> Tensor:
 def _convolve(
     z: Tensor, history: Tensor | None, now: Tensor | None, weight: Tensor, bias: Tensor | None, dilation: int
 ) -> Tensor:
-    """Tap by tap over z (B,L+T,D). ``history`` (B,L+T) numbers the stretches between resets, ``now`` (B,T) those
-    of the outputs; a tap into another stretch reads zero."""
+    """Tap by tap over z (B,L+T,D). ``history`` (B,L+T) numbers the stretches between resets, ``now`` (B,T)
+    those of the outputs; a tap into another stretch reads zero."""
     kernel = weight.shape[-1]
     steps = z.shape[1] - (kernel - 1) * dilation
     y = bias if bias is not None else z.new_zeros(())
@@ -142,10 +144,11 @@ def centred_conv(
     mask: Tensor | None = None,
     resets: Tensor | None = None,
 ) -> Tensor:
-    """y_t = bias + sum_{j<k} w_j x_{t + (j - (k-1)//2) dilation}: as many taps into the future as into the past.
+    """y_t = bias + sum_{j<k} w_j x_{t + (j - (k-1)//2) dilation}: as many taps into the future as into the
+    past.
 
-    Arguments as for :func:`causal_conv`; an even kernel has one more tap in the future. Masked steps are skipped, and
-    taps cross no reset in either direction.
+    Arguments as for :func:`causal_conv`; an even kernel has one more tap in the future. Masked steps are
+    skipped, and taps cross no reset in either direction.
     """
     reach = (weight.shape[-1] - 1) * dilation
     before = (weight.shape[-1] - 1) // 2 * dilation
