@@ -229,3 +229,20 @@ def test_writing_in_place_never_reaches_a_tensor_that_backward_needs(window):
 def test_arenas_of_different_windows_do_not_join():
     with pytest.raises(ValueError, match="do not join"):
         st.cat([KVArena.empty(1, 1, 2, like=torch.zeros(1), window=w) for w in (2, 3)])
+
+
+@pytest.mark.parametrize("chunk", [1, 7, SLACK + 8])
+def test_gradients_into_the_initial_state_do_not_depend_on_chunks(window, chunk):
+    m, x, weights = layer(window), normal(2, 52, 8), normal(2, 40, 8, seed=5)
+    with torch.no_grad():
+        _, past = run(m, x[:, :12], m.init_state(2), 5)
+
+    def gradients(size: int) -> tuple[torch.Tensor, ...]:
+        keys, values = (t.detach().clone().requires_grad_() for t in (past.keys, past.values))
+        state = st.unflatten(past, [keys, values, *st.leaves(past)[2:]])
+        y, _ = run(m, x[:, 12:], state, size)
+        return torch.autograd.grad((y * weights).sum(), (keys, values))
+
+    whole = gradients(40)
+    assert all(g.abs().sum() > 0 for g in whole)
+    assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(whole, gradients(chunk), strict=True))
