@@ -1,0 +1,82 @@
+"""The command line. This module imports no torch, so that help and mistakes answer at once."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+from typing import Sequence
+
+from transduce.core.errors import UserError, nearest
+
+COMMANDS = {
+    "systems": ("transduce.cli.info", "systems_command", "list the systems"),
+    "show": ("transduce.cli.info", "show_command", "describe one system and its settings"),
+    "fit": ("transduce.cli.fit", "fit_command", "train a system on a built-in corpus or your own file"),
+    "eval": ("transduce.cli.use", "eval_command", "measure a trained model"),
+    "predict": ("transduce.cli.use", "predict_command", "ask a trained model"),
+    "reproduce": ("transduce.cli.info", "reproduce_command", "run a system's full check against its paper's claims"),
+    "laws": ("transduce.cli.info", "laws_command", "tell which law of the state protocol a layer breaks"),
+}
+
+EXAMPLES = """  transduce fit rnnsearch --data cmudict --out runs/g2p
+  transduce predict runs/g2p transducer loom
+  transduce fit transformer --data pairs.tsv --out runs/mine --max-time 20m"""
+
+
+def help_text() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, _, text) in COMMANDS.items()]
+    return "\n".join(
+        ["usage: transduce COMMAND ...", "", "Sequence modelling in PyTorch.", "", "commands:", *lines, "", "examples:", EXAMPLES,
+         "", "`transduce COMMAND --help` lists the options of a command."]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 1 for a missed claim or a broken law, 2 for the user's mistake, 130 for Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(help_text())
+        return 0
+    if arguments[0] == "--version":
+        from transduce import __version__
+
+        print(f"transduce {__version__}")
+        return 0
+    try:
+        return _dispatch(arguments[0], arguments[1:])
+    except UserError as problem:
+        return _fail(str(problem))
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except MemoryError:
+        return _fail("There is not enough memory; try a smaller --batch-symbols or a smaller model.")
+    except OSError as problem:
+        if problem.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENOENT, errno.ENOTDIR):
+            raise
+        return _fail(f"{problem.filename or 'A file'} cannot be used: {problem.strerror}.")
+
+
+def _dispatch(name: str, arguments: list[str]) -> int:
+    if name not in COMMANDS:
+        raise UserError(f'There is no command "{name}".{nearest(name, COMMANDS)} Commands are {", ".join(COMMANDS)}.')
+    module, function, _ = COMMANDS[name]
+    try:
+        return getattr(importlib.import_module(module), function)(arguments) or 0
+    except SystemExit as stop:  # tyro ends so after help (0) and after a mistake (2)
+        return int(stop.code or 0)
+
+
+def _fail(sentence: str) -> int:
+    print(f"transduce: {sentence}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
