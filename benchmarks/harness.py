@@ -16,7 +16,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Callable, Mapping, Sequence
+
+import torch
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 PACKAGES = ("torch", "numpy", "numba", "jax", "jaxlib", "mambapy", "accelerated-scan", "transduce")
@@ -56,16 +57,31 @@ def seconds(fn: Callable[[], object], *, budget: float = 2.0) -> list[float]:
     return taken
 
 
-def peak_mib() -> float:
-    """Largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def _memory_mib(field: str) -> float:
+    """VmRSS or VmHWM (the highest VmRSS since :func:`_forget_peak`) of this process; Linux only, else 0."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(field):
+                return int(line.split()[1]) / 1024
+    except OSError:
+        pass
+    return 0.0
+
+
+def _forget_peak() -> None:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
 
 
 def measure(case: str, peer: str, fn: Callable[[], object], limit_seconds: float) -> Result:
-    before = peak_mib()
+    """Time ``fn`` and note how far above its level before the first call the process's memory rose."""
+    before = _memory_mib("VmRSS")
+    _forget_peak()
     taken = seconds(fn)
     return Result(
-        case, peer, min(taken) * 1e3, statistics.median(taken) * 1e3, len(taken), peak_mib() - before,
+        case, peer, min(taken) * 1e3, statistics.median(taken) * 1e3, len(taken), _memory_mib("VmHWM") - before,
         limit_seconds * 1e3,
     )
 
@@ -97,6 +113,7 @@ def environment() -> dict[str, object]:
         "python": platform.python_version(),
         "versions": versions,
         "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
         "cores": len(os.sched_getaffinity(0)),
         "load_average": [round(x, 2) for x in os.getloadavg()],
         "date": time.strftime("%Y-%m-%d", time.gmtime()),

@@ -2,12 +2,163 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from transduce.ops.rnn import elman, gru, gru_gates, lstm
 from transduce.testing.ops import check_op
 
+OPS = [elman, gru, lstm]
+GATES = {"elman": 1, "gru": 3, "lstm": 4}
 
-@pytest.mark.parametrize("op", [elman, gru, lstm], ids=lambda o: o.name)
+
+def inputs(op, batch=3, steps=5, width=4, dtype=torch.float64):
+    g = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, dtype=dtype, generator=g)
+
+    pre, weight = normal(batch, steps, GATES[op.name] * width), normal(GATES[op.name] * width, width) / 2
+    extra = {"elman": (), "gru": (normal(width),), "lstm": (normal(batch, width),)}[op.name]
+    return (pre, weight, *extra, normal(batch, width))
+
+
+def outputs(op, backend, *args, **kwargs):
+    got = op.run(backend, *args, **kwargs)
+    return got if isinstance(got, tuple) else (got,)
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda o: o.name)
 def test_every_backend_obeys_the_law(op):
     record = check_op(op)
     assert {c.backend for c in record if c.refused is None} == set(op.backends)
+
+
+@pytest.mark.parametrize(("op", "kind"), zip(OPS, ("RNN", "GRU", "LSTM")), ids=lambda x: getattr(x, "name", x))
+@pytest.mark.parametrize("backend", ["loop", "reference"])
+def test_torch_computes_the_same(op, kind, backend):
+    torch.manual_seed(0)
+    width = 6
+    layer = getattr(nn, kind)(5, width, batch_first=True).double()
+    x = torch.randn(3, 7, 5, dtype=torch.float64)
+    h0, c0 = torch.randn(2, 3, width, dtype=torch.float64)
+    outer, inner = layer.bias_ih_l0, layer.bias_hh_l0
+    if kind == "GRU":
+        outer, inner = outer + torch.cat((inner[: 2 * width], 0 * inner[2 * width :])), inner[2 * width :]
+    pre = nn.functional.linear(x, layer.weight_ih_l0, outer if kind == "GRU" else outer + inner)
+    args = {"RNN": (h0,), "GRU": (inner, h0), "LSTM": (h0, c0)}[kind]
+    got = outputs(op, backend, pre, layer.weight_hh_l0, *args)
+    expected, final = layer(x, (h0[None], c0[None]) if kind == "LSTM" else h0[None])
+    torch.testing.assert_close(got[0], expected)
+    if kind == "LSTM":
+        torch.testing.assert_close(got[1][:, -1], final[1][0])
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda o: o.name)
+@pytest.mark.parametrize("backend", ["loop", "reference"])
+class TestEveryBackend:
+    def test_a_masked_step_shows_the_kept_state_whatever_the_input_is(self, op, backend):
+        pre, *rest = inputs(op)
+        mask = torch.tensor([[0, 1, 0, 1, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]]).bool()
+        poisoned = torch.where(mask[..., None], pre, float("nan"))
+        initial = rest[-2:] if op is lstm else rest[-1:]
+        for got, start in zip(outputs(op, backend, poisoned, *rest, mask=mask), initial):
+            assert torch.equal(got[0, 0], start[0]) and torch.equal(got[0, 2], got[0, 1])
+            assert torch.equal(got[0, 4], got[0, 3]) and torch.equal(got[2], start[2].expand(5, -1))
+
+    def test_a_masked_row_goes_on_as_if_the_step_were_not_there(self, op, backend):
+        pre, *rest = inputs(op)
+        mask = torch.tensor([True, False, True, True, False]).expand(3, 5)
+        got = outputs(op, backend, pre, *rest, mask=mask)
+        dense = outputs(op, backend, pre[:, [0, 2, 3]], *rest)
+        for g, d in zip(got, dense):
+            torch.testing.assert_close(g[:, [0, 2, 3]], d)
+
+    def test_a_reset_starts_from_zero_but_not_at_a_masked_step(self, op, backend):
+        pre, *rest = inputs(op)
+        resets = torch.tensor([False, False, True, False, False]).expand(3, 5)
+        got = outputs(op, backend, pre, *rest, resets=resets)
+        states = 2 if op is lstm else 1
+        fresh = [*rest[: len(rest) - states], *(torch.zeros_like(s) for s in rest[-states:])]
+        for g, f in zip(got, outputs(op, backend, pre[:, 2:], *fresh)):
+            torch.testing.assert_close(g[:, 2:], f)
+        mask = ~resets
+        for with_reset, without in zip(
+            outputs(op, backend, pre, *rest, mask=mask, resets=resets), outputs(op, backend, pre, *rest, mask=mask)
+        ):
+            assert torch.equal(with_reset, without)
+
+    def test_no_steps(self, op, backend):
+        pre, *rest = inputs(op)
+        assert all(o.shape == (3, 0, 4) for o in outputs(op, backend, pre[:, :0], *rest))
+
+    def test_half_precision_is_computed_in_float32(self, op, backend):
+        pre, *rest = (x.bfloat16() for x in inputs(op, steps=40))
+        wide = outputs(op, backend, pre.float(), *(x.float() for x in rest))
+        for n, w in zip(outputs(op, backend, pre, *rest), wide):
+            assert n.dtype == torch.bfloat16 and torch.equal(n, w.bfloat16())
+
+    def test_wrong_shapes_are_named(self, op, backend):
+        pre, weight, *rest = inputs(op)
+        with pytest.raises(ValueError, match=f"{op.name} needs pre"):
+            op.run(backend, pre[..., 1:], weight, *rest)
+        with pytest.raises(ValueError, match="initial state"):
+            op.run(backend, pre[1:], weight, *rest)
+        with pytest.raises(ValueError, match="bool mask"):
+            op.run(backend, pre, weight, *rest, mask=torch.ones(3, 5))
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda o: o.name)
+def test_autocast_keeps_the_state_in_float32_and_the_gradients_close(op):
+    pre, *rest = inputs(op, batch=8, steps=12, width=16, dtype=torch.float32)
+    leaves = [x.requires_grad_() for x in (pre, *rest)]
+    exact = torch.autograd.grad(outputs(op, "loop", *leaves)[0].sum(), leaves)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = outputs(op, "loop", leaves[0].bfloat16(), *leaves[1:])[0]
+    assert low.dtype == torch.float32
+    for g, e in zip(torch.autograd.grad(low.sum(), leaves), exact):
+        assert g.dtype == torch.float32
+        assert (g - e).norm() < 0.1 * e.norm()
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda o: o.name)
+def test_only_the_gradients_that_are_wanted(op):
+    pre, *rest = inputs(op)
+    pre.requires_grad_()
+    op.run("loop", pre, *rest).sum().backward() if op is not lstm else op.run("loop", pre, *rest)[1].sum().backward()
+    assert pre.grad is not None and all(r.grad is None for r in rest)
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda o: o.name)
+def test_a_second_derivative_is_refused(op):
+    leaves = [x.requires_grad_() for x in inputs(op)]
+    (grad,) = torch.autograd.grad(outputs(op, "loop", *leaves)[0].square().sum(), leaves[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def test_a_weight_changed_before_backward_is_noticed():
+    pre, weight, bias, h0 = inputs(gru)
+    pre.requires_grad_()
+    h = gru.run("loop", pre, weight, bias, h0)
+    weight.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        h.sum().backward()
+
+
+def test_gru_gates_is_a_step_of_the_gru():
+    pre, weight, bias, h0 = (x.requires_grad_() for x in inputs(gru, steps=1))
+    inner = torch.cat((torch.zeros_like(bias).repeat(2), bias))
+    args = (pre[:, 0], h0 @ weight.mT + inner, h0)
+    torch.testing.assert_close(gru_gates(*args), gru.reference(pre, weight, bias, h0)[:, 0])
+    assert torch.autograd.gradcheck(gru_gates, [a.detach().requires_grad_() for a in args])
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda o: o.name)
+def test_export_falls_back_to_the_reference(op):
+    class Layer(nn.Module):
+        def forward(self, *args):
+            return op(*args)
+
+    args = inputs(op)
+    exported = torch.export.export(Layer(), args, strict=False)
+    torch.testing.assert_close(exported.module()(*args), op(*args))
