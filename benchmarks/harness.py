@@ -1,11 +1,12 @@
 """How things are measured here.
 
 * Every contestant runs in a process of its own: two OpenMP runtimes in one process slow each other down.
-* A contestant that cannot be imported is reported as absent, never dropped in silence; one that computes something else than
-  asked is reported as wrong, and its time is not shown.
-* Time is the best and the median of at least seven calls after one warm-up call. On a shared machine the best is the figure
-  to compare, and the load is printed.
-* The limit is what the machine can do, measured by every contestant's process before it runs; the best of all is taken.
+* A contestant that cannot be imported is reported as absent, never dropped in silence; one that computes
+  something else than asked is reported as wrong, and its time is not shown.
+* Time is the best and the median of at least seven calls after one warm-up call. On a shared machine the best
+  is the figure to compare, and the load is printed.
+* The limit is what the machine can do, measured by every contestant's process before it runs; the best of all
+  is taken.
 * Our own ops are first checked against their reference in float64; nothing is reported for an op that fails.
 """
 
@@ -33,8 +34,8 @@ MIN_CALLS = 7
 
 @dataclass(frozen=True)
 class Result:
-    """One contestant on one case. Times in milliseconds, memory in MiB above the inputs; ``problem`` says why there is
-    no time. ``limit_ms`` is the physical limit as this process saw it."""
+    """One contestant on one case. Times in milliseconds, memory in MiB above the inputs; ``problem`` says why
+    there is no time. ``limit_ms`` is the physical limit as this process saw it."""
 
     case: str
     peer: str
@@ -81,12 +82,19 @@ def measure(case: str, peer: str, fn: Callable[[], object], limit_seconds: float
     _forget_peak()
     taken = seconds(fn)
     return Result(
-        case, peer, min(taken) * 1e3, statistics.median(taken) * 1e3, len(taken), _memory_mib("VmHWM") - before,
+        case,
+        peer,
+        min(taken) * 1e3,
+        statistics.median(taken) * 1e3,
+        len(taken),
+        _memory_mib("VmHWM") - before,
         limit_seconds * 1e3,
     )
 
 
-def in_own_process(module: str, case: str, peer: str, *, options: Sequence[str] = (), timeout: float = 600) -> Result:
+def in_own_process(
+    module: str, case: str, peer: str, *, options: Sequence[str] = (), timeout: float = 600
+) -> Result:
     """Run ``python -m module --child case peer`` and read the result it prints as its last line."""
     command = [sys.executable, "-m", module, "--child", case, peer, *options]
     try:
@@ -139,7 +147,9 @@ def table(results: Sequence[Result]) -> str:
         timed = [r for r in mine if r.best_ms is not None]
         ours = min((r.best_ms for r in timed if r.peer.startswith("transduce")), default=None)
         lines.append(f"\n{case}" + (f"   limit {limit:.3f} ms" if limit else ""))
-        lines.append(f"  {'':28}{'best ms':>10}{'median':>10}{'calls':>7}{'x limit':>9}{'x ours':>8}{'MiB':>8}")
+        lines.append(
+            f"  {'':28}{'best ms':>10}{'median':>10}{'calls':>7}{'x limit':>9}{'x ours':>8}{'MiB':>8}"
+        )
         for r in sorted(mine, key=lambda r: (r.best_ms is None, r.best_ms)):
             if r.best_ms is None:
                 lines.append(f"  {r.peer:28}{r.problem}")
@@ -147,7 +157,8 @@ def table(results: Sequence[Result]) -> str:
             of_limit = f"{r.best_ms / limit:9.2f}" if limit else f"{'-':>9}"
             of_ours = f"{r.best_ms / ours:8.2f}" if ours else f"{'-':>8}"
             lines.append(
-                f"  {r.peer:28}{r.best_ms:10.3f}{r.median_ms:10.3f}{r.calls:7d}{of_limit}{of_ours}{r.peak_mib:8.1f}"
+                f"  {r.peer:28}{r.best_ms:10.3f}{r.median_ms:10.3f}{r.calls:7d}"
+                f"{of_limit}{of_ours}{r.peak_mib:8.1f}"
             )
     return "\n".join(lines)
 
@@ -157,7 +168,8 @@ def case_limit(results: Sequence[Result]) -> float | None:
 
 
 def save(name: str, command: str, results: Sequence[Result], before: Mapping[str, object]) -> Path:
-    """Write results/NAME.json: the command, the machine before and after, every row, the limit of every case."""
+    """Write results/NAME.json: the command, the machine before and after, every row, the limit of every
+    case."""
     RESULTS.mkdir(exist_ok=True)
     cases = dict.fromkeys(r.case for r in results)
     content = {
@@ -174,8 +186,8 @@ def save(name: str, command: str, results: Sequence[Result], before: Mapping[str
 
 @dataclass(frozen=True)
 class Benchmark:
-    """``peers(case)`` names the contestants of a case, ``child(case, peer)`` measures one in this process; ``ops`` are the
-    ops under test, which must obey their law before anything is timed."""
+    """``peers(case)`` names the contestants of a case, ``child(case, peer)`` measures one in this process;
+    ``ops`` are the ops under test, which must obey their law before anything is timed."""
 
     name: str
     doc: str
@@ -186,7 +198,8 @@ class Benchmark:
 
 
 def run(benchmark: Benchmark) -> None:
-    """The command line of a benchmark: measure every contestant of every case, print tables, write results/bench-NAME.json."""
+    """The command line of a benchmark: measure every contestant of every case, print tables, write
+    results/bench-NAME.json."""
     parser = argparse.ArgumentParser(description=benchmark.doc.splitlines()[0])
     parser.add_argument("--child", nargs=2, metavar=("CASE", "PEER"), help=argparse.SUPPRESS)
     parser.add_argument("--keep-heap", action="store_true", help="apply keep_large_blocks() in every process")
@@ -212,7 +225,9 @@ def run(benchmark: Benchmark) -> None:
             results += mine
     if not options.only:
         suffix = "-keep-heap" if options.keep_heap else ""
-        path = save(f"bench-{benchmark.name}{suffix}", " ".join(["python -m", module, *extra]), results, before)
+        path = save(
+            f"bench-{benchmark.name}{suffix}", " ".join(["python -m", module, *extra]), results, before
+        )
         print(f"\nload average {environment()['load_average']}; written: results/{path.name}")
 
 

@@ -1,7 +1,7 @@
 """Recurrent layers, input products included, against torch's: ``python -m benchmarks.rnn [--keep-heap]``.
 
-Limit: the multiply-adds of all matrix products (three times as many for training) at the rate of a large float32 product
-in the same process.
+Limit: the multiply-adds of all matrix products (three times as many for training) at the rate of a large
+float32 product in the same process.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Benchmark, Result, measure, run, seconds
 
-SIZES = {"256x8x192": (256, 8, 192), "32x128x256": (32, 128, 256), "8x1024x512": (8, 1024, 512), "1x4096x256": (1, 4096, 256)}
+SIZES = {
+    "256x8x192": (256, 8, 192),
+    "32x128x256": (32, 128, 256),
+    "8x1024x512": (8, 1024, 512),
+    "1x4096x256": (1, 4096, 256),
+}
 GATES = {"GRU": 3, "LSTM": 4, "RNN": 1}
-CASES = [
-    f"{kind} {work} {size}" for size in SIZES for kind in GATES for work in ("inference", "training")
-]
+CASES = [f"{kind} {work} {size}" for size in SIZES for kind in GATES for work in ("inference", "training")]
 Layer = Callable[[Tensor], Tensor]
 
 
@@ -55,7 +58,9 @@ def our_layer(module: nn.RNNBase, kind: str, bf16: bool) -> Layer:
             if kind == "GRU":
                 inner = module.bias_hh_l0[2 * width :]
                 bias = torch.cat((bias[: 2 * width], module.bias_ih_l0[2 * width :]))
-                return gru(nn.functional.linear(x, module.weight_ih_l0, bias), module.weight_hh_l0, inner, zero)
+                return gru(
+                    nn.functional.linear(x, module.weight_ih_l0, bias), module.weight_hh_l0, inner, zero
+                )
             pre = nn.functional.linear(x, module.weight_ih_l0, bias)
             if kind == "LSTM":
                 return lstm(pre, module.weight_hh_l0, zero, zero)[0]
@@ -91,8 +96,17 @@ def child(case: str, peer: str) -> Result:
     if work == "inference":
         return measure(case, peer, torch.no_grad()(lambda: layer(x)), flops / rate)
     x.requires_grad_()
-    used = [x, *(p for name, p in module.named_parameters() if name.startswith("cell.") == (peer == "torch cell loop"))]
-    return measure(case, peer, lambda: torch.autograd.grad(layer(x), used, grad, allow_unused=True), flops / rate)
+    used = [
+        x,
+        *(
+            p
+            for name, p in module.named_parameters()
+            if name.startswith("cell.") == (peer == "torch cell loop")
+        ),
+    ]
+    return measure(
+        case, peer, lambda: torch.autograd.grad(layer(x), used, grad, allow_unused=True), flops / rate
+    )
 
 
 def main() -> None:

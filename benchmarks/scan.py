@@ -1,8 +1,9 @@
-"""The elementwise linear recurrence against everything installable: ``python -m benchmarks.scan [--keep-heap]``.
+"""The elementwise linear recurrence against everything installable: ``python -m benchmarks.scan
+[--keep-heap]``.
 
-Limit: the bytes that cannot be avoided, moved by torch's own addition on arrays of the same size: read a and b, write h
-(12 bytes an element forward); for training also read the gradient, a and h, write two gradients (32 bytes in all).
-Install the contestants with ``pip install '.[bench]' jax``.
+Limit: the bytes that cannot be avoided, moved by torch's own addition on arrays of the same size: read a and
+b, write h (12 bytes an element forward); for training also read the gradient, a and h, write two gradients
+(32 bytes in all). Install the contestants with ``pip install '.[bench]' jax``.
 """
 
 from __future__ import annotations
@@ -77,7 +78,11 @@ def jax_call(kind: str, a: Tensor, b: Tensor, grad: Tensor) -> tuple[Callable[[]
             h = x[0] * h + x[1]
             return h, h
 
-        return jnp.moveaxis(jax.lax.scan(step, jnp.zeros_like(b[:, 0]), (jnp.moveaxis(a, 1, 0), jnp.moveaxis(b, 1, 0)))[1], 0, 1)
+        return jnp.moveaxis(
+            jax.lax.scan(step, jnp.zeros_like(b[:, 0]), (jnp.moveaxis(a, 1, 0), jnp.moveaxis(b, 1, 0)))[1],
+            0,
+            1,
+        )
 
     ja, jb, jg = (jnp.asarray(x.numpy()) for x in (a, b, grad))
     forward = jax.jit(scan)
@@ -86,7 +91,9 @@ def jax_call(kind: str, a: Tensor, b: Tensor, grad: Tensor) -> tuple[Callable[[]
     return lambda: jax.block_until_ready(timed(ja, jb)), torch.from_numpy(np.array(forward(ja, jb)))
 
 
-def torch_call(kind: str, peer: str, a: Tensor, b: Tensor, grad: Tensor) -> tuple[Callable[[], object], Tensor]:
+def torch_call(
+    kind: str, peer: str, a: Tensor, b: Tensor, grad: Tensor
+) -> tuple[Callable[[], object], Tensor]:
     scan = TORCH_PEERS[peer]()
     with torch.no_grad():
         states = scan(a, b)

@@ -57,7 +57,10 @@ def test_a_right_backend_passes_and_the_record_tells_what_ran():
     record = check_op(doubling(lambda x, *, mask=None: x + x))
     assert all(check.ok for check in record)
     assert {(c.backend, c.case, c.dtype) for c in record} == {
-        (b, c, d) for b in ("fast", "reference") for c in ("tiny", "larger") for d in (torch.float32, torch.float64)
+        (b, c, d)
+        for b in ("fast", "reference")
+        for c in ("tiny", "larger")
+        for d in (torch.float32, torch.float64)
     }
 
 

@@ -33,7 +33,9 @@ def test_every_backend_obeys_the_law(op):
     assert {c.backend for c in record if c.refused is None} == set(op.backends)
 
 
-@pytest.mark.parametrize(("op", "kind"), zip(OPS, ("RNN", "GRU", "LSTM")), ids=lambda x: getattr(x, "name", x))
+@pytest.mark.parametrize(
+    ("op", "kind"), zip(OPS, ("RNN", "GRU", "LSTM")), ids=lambda x: getattr(x, "name", x)
+)
 @pytest.mark.parametrize("backend", ["loop", "reference"])
 def test_torch_computes_the_same(op, kind, backend):
     torch.manual_seed(0)
@@ -83,7 +85,8 @@ class TestEveryBackend:
             torch.testing.assert_close(g[:, 2:], f)
         mask = ~resets
         for with_reset, without in zip(
-            outputs(op, backend, pre, *rest, mask=mask, resets=resets), outputs(op, backend, pre, *rest, mask=mask)
+            outputs(op, backend, pre, *rest, mask=mask, resets=resets),
+            outputs(op, backend, pre, *rest, mask=mask),
         ):
             assert torch.equal(with_reset, without)
 
@@ -124,14 +127,18 @@ def test_autocast_keeps_the_state_in_float32_and_the_gradients_close(op):
 def test_only_the_gradients_that_are_wanted(op):
     pre, *rest = inputs(op)
     pre.requires_grad_()
-    op.run("loop", pre, *rest).sum().backward() if op is not lstm else op.run("loop", pre, *rest)[1].sum().backward()
+    op.run("loop", pre, *rest).sum().backward() if op is not lstm else op.run("loop", pre, *rest)[
+        1
+    ].sum().backward()
     assert pre.grad is not None and all(r.grad is None for r in rest)
 
 
 @pytest.mark.parametrize("op", OPS, ids=lambda o: o.name)
 def test_a_second_derivative_is_refused(op):
     leaves = [x.requires_grad_() for x in inputs(op)]
-    (grad,) = torch.autograd.grad(outputs(op, "loop", *leaves)[0].square().sum(), leaves[:1], create_graph=True)
+    (grad,) = torch.autograd.grad(
+        outputs(op, "loop", *leaves)[0].square().sum(), leaves[:1], create_graph=True
+    )
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
 

@@ -1,10 +1,11 @@
 """Compiled CPU kernels on torch's own threads.
 
-numba's ``parallel=True`` brings a second pool of threads. Both pools spin for a while after each parallel region, so on
-a machine with as many threads as cores a kernel beside torch waits for a scheduler tick: milliseconds instead of
-microseconds. Here a kernel is compiled to a C function and handed to the OpenMP runtime that torch itself links
-(``GOMP_parallel``), so there is one pool, its size is ``torch.get_num_threads()``, and a launch costs about 2 us.
-Where torch uses another runtime (macOS, Windows) kernels run on one thread.
+numba's ``parallel=True`` brings a second pool of threads. Both pools spin for a while after each parallel
+region, so on
+a machine with as many threads as cores a kernel beside torch waits for a scheduler tick: milliseconds instead
+of microseconds. Here a kernel is compiled to a C function and handed to the OpenMP runtime that torch itself
+links (``GOMP_parallel``), so there is one pool, its size is ``torch.get_num_threads()``, and a launch costs
+about 2 us. Where torch uses another runtime (macOS, Windows) kernels run on one thread.
 
 This module imports numba: import it inside the function that first needs a kernel.
 """
@@ -32,11 +33,13 @@ _TYPES = {
 _THREAD_SYMBOL = "transduce_thread_number"
 _ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _WORTH_A_THREAD = 16384
-"""Elements below which a second thread costs more than it gives (measured: 2 us a launch, about 0.1 ns an element)."""
+"""Elements below which a second thread costs more than it gives (measured: 2 us a launch, about 0.1 ns an
+element)."""
 
 
 def _openmp() -> ctypes.CDLL | None:
-    """The OpenMP runtime inside torch, when it offers the GNU entry points (LLVM's runtime does on Linux, too)."""
+    """The OpenMP runtime inside torch, when it offers the GNU entry points (LLVM's runtime does on Linux,
+    too)."""
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     try:
         runtime = ctypes.CDLL(str(library))
@@ -84,7 +87,8 @@ def as_bytes(typingctx, pointer):  # noqa: ANN001, ANN201
 
 
 def threads_for(elements: int) -> int:
-    """How many threads a streaming kernel over so many elements deserves, at most ``torch.get_num_threads()``."""
+    """How many threads a streaming kernel over so many elements deserves, at most
+    ``torch.get_num_threads()``."""
     if _runtime is None:
         return 1
     return max(1, min(torch.get_num_threads(), elements // _WORTH_A_THREAD))
@@ -93,9 +97,9 @@ def threads_for(elements: int) -> int:
 class Kernel:
     """A function ``fn(data)`` in numba's nopython subset, compiled for a dtype at its first launch.
 
-    ``data[i]`` is a pointer to the elements of the i-th tensor for i < len(tensors); the sizes follow, to be read with
-    :func:`as_size`. A missing tensor is a null pointer. Machine code is cached on disk beside the source, in the user's
-    cache folder where that cannot be written, and not at all where neither can.
+    ``data[i]`` is a pointer to the elements of the i-th tensor for i < len(tensors); the sizes follow, to be
+    read with :func:`as_size`. A missing tensor is a null pointer. Machine code is cached on disk beside the
+    source, in the user's cache folder where that cannot be written, and not at all where neither can.
     """
 
     def __init__(self, fn: Callable[..., None]) -> None:
@@ -116,7 +120,8 @@ class Kernel:
     def launch(
         self, dtype: torch.dtype, tensors: Sequence[Tensor | None], sizes: Sequence[int], threads: int
     ) -> None:
-        """Run on ``threads`` threads. The tensors must be contiguous, on the CPU, and of the layout ``fn`` expects."""
+        """Run on ``threads`` threads. The tensors must be contiguous, on the CPU, and of the layout ``fn``
+        expects."""
         compiled = self._compiled.get(dtype)
         if compiled is None:
             compiled = self._compiled[dtype] = self._compile(dtype)
@@ -126,5 +131,3 @@ class Kernel:
             _ENTRY(compiled.address)(ctypes.addressof(data))
         else:
             _runtime.GOMP_parallel(compiled.address, ctypes.addressof(data), threads, 0)
-
-

@@ -1,5 +1,6 @@
-"""Gated linear recurrence with a matrix state and one decay a head: retention, decayed linear attention, the core of
-Mamba-2. The state is an associative memory: keys write values into it, queries read them, old entries fade."""
+"""Gated linear recurrence with a matrix state and one decay a head: retention, decayed linear attention, the
+core of Mamba-2. The state is an associative memory: keys write values into it, queries read them, old entries
+fade."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from .dispatch import Case, op
 
 _HALF = (torch.float16, torch.bfloat16)
 _CHUNK = 64
-"""Steps that are handled by products of matrices at a time: 32 to 128 were measured on two cores, 64 was fastest."""
+"""Steps that are handled by products of matrices at a time: 32 to 128 were measured on two cores, 64 was
+fastest."""
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, s0: Tensor | None) -> None:
@@ -23,7 +25,9 @@ def _check(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, s0: Tensor | None
             f"got {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
         )
     if log_decay.shape not in (q.shape[2:3], q.shape[:3]):
-        raise ValueError(f"retention needs log_decay (H,) or (B,T,H), got {tuple(log_decay.shape)} for q {tuple(q.shape)}")
+        raise ValueError(
+            f"retention needs log_decay (H,) or (B,T,H), got {tuple(log_decay.shape)} for q {tuple(q.shape)}"
+        )
     state = (q.shape[0], q.shape[2], q.shape[3], v.shape[3])
     if s0 is not None and s0.shape != state:
         raise ValueError(f"retention needs s0 of shape {state}, got {tuple(s0.shape)}")
@@ -32,7 +36,10 @@ def _check(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, s0: Tensor | None
 def _check_steps(q: Tensor, mask: Tensor | None, resets: Tensor | None) -> None:
     for label, flags in (("mask", mask), ("resets", resets)):
         if flags is not None and (flags.shape != q.shape[:2] or flags.dtype != torch.bool):
-            raise ValueError(f"retention needs a bool {label} of shape {tuple(q.shape[:2])}, got {flags.dtype} {tuple(flags.shape)}")
+            raise ValueError(
+                f"retention needs a bool {label} of shape {tuple(q.shape[:2])}, "
+                f"got {flags.dtype} {tuple(flags.shape)}"
+            )
 
 
 def _work(*tensors: Tensor) -> torch.dtype:
@@ -75,20 +82,21 @@ def retention(
         v: (B,T,H,V).
         log_decay: g, natural logarithm of the decay, (H,) or (B,T,H), at most 0; -inf forgets everything.
         s0: (B,H,K,V), None means zero.
-        mask: (B,T) bool. False: the state is kept (decay 1, nothing written), what the inputs hold there (NaN included) has no
-            influence, and the output there is unspecified.
+        mask: (B,T) bool. False: the state is kept (decay 1, nothing written), what the inputs hold there (NaN
+            included) has no influence, and the output there is unspecified.
         resets: (B,T) bool. True: the state is zero before the step. A reset at a masked step has no effect.
 
     Returns:
-        y (B,T,H,V) in the dtype of ``v`` and the state behind the last step (B,H,K,V), which is float32, or float64
-        where an input is float64.
+        y (B,T,H,V) in the dtype of ``v`` and the state behind the last step (B,H,K,V), which is float32, or
+        float64 where an input is float64.
 
-    Backends, in order: ``chunked`` (any device: matrix products inside chunks of 64 steps, one state a chunk; it only ever takes
-    exponentials of sums of g, never divides by a decay), ``reference`` (used for a single step, where it is cheaper).
-    ``retention.matrix`` gives the implied token-to-token matrix.
+    Backends, in order: ``chunked`` (any device: matrix products inside chunks of 64 steps, one state a chunk;
+    it only ever takes exponentials of sums of g, never divides by a decay), ``reference`` (used for a single
+    step, where it is cheaper). ``retention.matrix`` gives the implied token-to-token matrix.
 
-    Raises ValueError for shapes that do not fit. Source: Y. Sun et al., Retentive Network, arXiv 2307.08621, section 2.2
-    (recurrent and chunkwise forms); decays that depend on the input: T. Dao and A. Gu, ICML 2024, section 6.
+    Raises ValueError for shapes that do not fit. Source: Y. Sun et al., Retentive Network, arXiv 2307.08621,
+    section 2.2 (recurrent and chunkwise forms); decays that depend on the input: T. Dao and A. Gu, ICML 2024,
+    section 6.
     """
     _check(q, k, v, log_decay, s0)
     _check_steps(q, mask, resets)
@@ -188,8 +196,9 @@ def _decays(
     Returns ``within`` (C,C): from step j to step i >= j; ``incoming`` (C): from the entering state to step i;
     ``outgoing`` (C): from step j to the end of the chunk; ``through`` (): of the entering state to the end.
 
-    Sums of g are taken in float64, since differences of them are wanted to full precision. Steps on two sides of a cut
-    have different segment numbers and a decay of zero. The exponent is made -inf first, so that no gradient meets inf - inf.
+    Sums of g are taken in float64, since differences of them are wanted to full precision. Steps on two sides
+    of a cut have different segment numbers and a decay of zero. The exponent is made -inf first, so that no
+    gradient meets inf - inf.
     """
     if log_decay.dim() == 1 and mask is None and resets is None:
         shape = (1, size)  # one chunk stands for all
@@ -215,8 +224,8 @@ def retention_matrix(
 ) -> Tensor:
     """The matrix M (B,H,T,T) with y[:, t, h] = sum_s M[:, h, t, s] v[:, s, h] for a zero initial state.
 
-    M[t, s] = (q_t . k_s) exp(g_(s+1) + ... + g_t) for s <= t with no cut between them, else zero. Arguments as for
-    :func:`retention`. Costs O(B H T^2) memory: for analysis and tests.
+    M[t, s] = (q_t . k_s) exp(g_(s+1) + ... + g_t) for s <= t with no cut between them, else zero. Arguments
+    as for :func:`retention`. Costs O(B H T^2) memory: for analysis and tests.
     """
     _check(q, k, k, log_decay, None)
     _check_steps(q, mask, resets)

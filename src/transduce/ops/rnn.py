@@ -1,17 +1,17 @@
 """Classical recurrent networks, cut at the recurrent part.
 
-The products with the inputs do not depend on the state, so callers compute them for all time at once (``pre``); what is
-left here is the loop. Common to :func:`elman`, :func:`gru` and :func:`lstm`:
+The products with the inputs do not depend on the state, so callers compute them for all time at once
+(``pre``); what is left here is the loop. Common to :func:`elman`, :func:`gru` and :func:`lstm`:
 
-* ``mask`` (B,T) bool: where False the row does not advance. The state is kept, the output there is the kept state, and
-  what ``pre`` holds (NaN included) reaches neither values nor gradients.
+* ``mask`` (B,T) bool: where False the row does not advance. The state is kept, the output there is the kept
+  state, and what ``pre`` holds (NaN included) reaches neither values nor gradients.
 * ``resets`` (B,T) bool: where True the state is zero before the step. A reset at a masked step has no effect.
-* The result has the promoted dtype of ``pre``, the weights and the initial state. Half precision is computed in float32; under
-  ``torch.autocast`` the product of a step (and only that) runs in autocast's dtype.
-* Backends: ``loop`` (any device; analytic backward: one small product a step, then a single large one for the weights), then
-  ``reference``. ``loop`` can be differentiated once. torch's own fused kernels take the raw inputs instead of ``pre``, so
-  they are no backend here; measured against them the loop wins the training step of a GRU layer at (B,T,D) = (256,8,192)
-  and (32,128,256) (``benchmarks/rnn.py``).
+* The result has the promoted dtype of ``pre``, the weights and the initial state. Half precision is computed
+  in float32; under ``torch.autocast`` the product of a step (and only that) runs in autocast's dtype.
+* Backends: ``loop`` (any device; analytic backward: one small product a step, then a single large one for the
+  weights), then ``reference``. ``loop`` can be differentiated once. torch's own fused kernels take the raw
+  inputs instead of ``pre``, so they are no backend here; measured against them the loop wins the training
+  step of a GRU layer at (B,T,D) = (256,8,192) and (32,128,256) (``benchmarks/rnn.py``).
 """
 
 from __future__ import annotations
@@ -38,14 +38,17 @@ def _check(name: str, gates: int, pre: Tensor, weight: Tensor, states: tuple[Ten
         )
     for state in states:
         if state.shape != (pre.shape[0], width):
-            raise ValueError(f"{name} needs an initial state of shape {(pre.shape[0], width)}, got {tuple(state.shape)}")
+            raise ValueError(
+                f"{name} needs an initial state of shape {(pre.shape[0], width)}, got {tuple(state.shape)}"
+            )
 
 
 def _check_steps(name: str, pre: Tensor, mask: Tensor | None, resets: Tensor | None) -> None:
     for label, flags in (("mask", mask), ("resets", resets)):
         if flags is not None and (flags.shape != pre.shape[:2] or flags.dtype != torch.bool):
             raise ValueError(
-                f"{name} needs a bool {label} of shape {tuple(pre.shape[:2])}, got {flags.dtype} {tuple(flags.shape)}"
+                f"{name} needs a bool {label} of shape {tuple(pre.shape[:2])}, "
+                f"got {flags.dtype} {tuple(flags.shape)}"
             )
 
 
@@ -71,7 +74,11 @@ def _held(new: Tensor, old: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def _stack(states: list[Tensor], first: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.stack(states, 1).to(dtype) if states else first.new_zeros(first.shape[0], 0, first.shape[1], dtype=dtype)
+    return (
+        torch.stack(states, 1).to(dtype)
+        if states
+        else first.new_zeros(first.shape[0], 0, first.shape[1], dtype=dtype)
+    )
 
 
 # ---------------------------------------------------------------- references
@@ -83,8 +90,8 @@ def elman(
 ) -> Tensor:
     """h_t = tanh(pre_t + W h_(t-1)). pre (B,T,D), weight W (D,D), h0 (B,D) -> h (B,T,D).
 
-    ``mask``, ``resets``, dtypes and backends: see the top of this module. Raises ValueError for shapes that do not fit.
-    Source: J. Elman, Finding Structure in Time, Cognitive Science 14, 1990.
+    ``mask``, ``resets``, dtypes and backends: see the top of this module. Raises ValueError for shapes that
+    do not fit. Source: J. Elman, Finding Structure in Time, Cognitive Science 14, 1990.
     """
     _check("elman", 1, pre, weight, (h0,))
     _check_steps("elman", pre, mask, resets)
@@ -113,9 +120,10 @@ def gru(
         n = tanh(pre_n + r * (U_n h + bias))
         h' = (1 - z) * n + z * h
 
-    pre (B,T,3D) holds the three pre-activations in the order r, z, n, weight (3D,D) the rows U_r, U_z, U_n; bias (D),
-    h0 (B,D) -> h (B,T,D). ``mask``, ``resets``, dtypes and backends: see the top of this module. Raises ValueError for
-    shapes that do not fit. Source: K. Cho et al., EMNLP 2014, section 2.3; the variant of ``torch.nn.GRU``.
+    pre (B,T,3D) holds the three pre-activations in the order r, z, n, weight (3D,D) the rows U_r, U_z, U_n;
+    bias (D), h0 (B,D) -> h (B,T,D). ``mask``, ``resets``, dtypes and backends: see the top of this module.
+    Raises ValueError for shapes that do not fit. Source: K. Cho et al., EMNLP 2014, section 2.3; the variant
+    of ``torch.nn.GRU``.
     """
     _check("gru", 3, pre, weight, (h0,))
     _check_steps("gru", pre, mask, resets)
@@ -150,10 +158,10 @@ def lstm(
         i, f, o = sigmoid(pre_ifo + U_ifo h)      g = tanh(pre_g + U_g h)
         c' = f * c + i * g                        h' = o * tanh(c')
 
-    pre (B,T,4D) holds the pre-activations in the order i, f, g, o, weight (4D,D) the rows of U in the same order; h0 and
-    c0 (B,D) -> (h, c), both (B,T,D). ``mask``, ``resets`` (both h and c), dtypes and backends: see the top of this
-    module. Raises ValueError for shapes that do not fit. Source: F. Gers, J. Schmidhuber and F. Cummins, Learning to Forget,
-    Neural Computation 12, 2000, section 3.
+    pre (B,T,4D) holds the pre-activations in the order i, f, g, o, weight (4D,D) the rows of U in the same
+    order; h0 and c0 (B,D) -> (h, c), both (B,T,D). ``mask``, ``resets`` (both h and c), dtypes and backends:
+    see the top of this module. Raises ValueError for shapes that do not fit. Source: F. Gers, J. Schmidhuber
+    and F. Cummins, Learning to Forget, Neural Computation 12, 2000, section 3.
     """
     _check("lstm", 4, pre, weight, (h0, c0))
     _check_steps("lstm", pre, mask, resets)
@@ -173,11 +181,13 @@ def lstm(
 def gru_gates(pre: Tensor, recurrent: Tensor, h: Tensor) -> Tensor:
     """One step of a GRU whose input depends on the state before it (attention inside the recurrence)::
 
-        r, z = sigmoid(pre_rz + recurrent_rz)     n = tanh(pre_n + r * recurrent_n)     h' = (1 - z) * n + z * h
+        r, z = sigmoid(pre_rz + recurrent_rz)     n = tanh(pre_n + r * recurrent_n)
+        h' = (1 - z) * n + z * h
 
-    pre (B,3D) from the inputs and recurrent (B,3D) = U h + bias, both in the order r, z, n; h (B,D) -> h' (B,D). The
-    products stay with the caller, so that it can join them with others that read h. One node in the autograd graph
-    instead of a dozen. The result has the promoted dtype; it is computed in float32 at least.
+    pre (B,3D) from the inputs and recurrent (B,3D) = U h + bias, both in the order r, z, n; h (B,D) -> h'
+    (B,D). The products stay with the caller, so that it can join them with others that read h. One node in
+    the autograd graph instead of a dozen. The result has the promoted dtype; it is computed in float32 at
+    least.
     """
     width = h.shape[-1]
     if pre.shape != recurrent.shape or pre.shape != (h.shape[0], 3 * width):
@@ -212,7 +222,9 @@ def _elman_loop(
     return rnn_loop.Elman.apply(pre, weight, h0, mask, _effective(mask, resets), work).to(dtype)
 
 
-@gru.backend("loop", when=lambda pre, weight, bias, h0, *, mask=None, resets=None: why_traced(pre, weight, bias, h0))
+@gru.backend(
+    "loop", when=lambda pre, weight, bias, h0, *, mask=None, resets=None: why_traced(pre, weight, bias, h0)
+)
 def _gru_loop(
     pre: Tensor,
     weight: Tensor,
@@ -230,7 +242,9 @@ def _gru_loop(
     return rnn_loop.GRU.apply(pre, weight, bias, h0, mask, _effective(mask, resets), work).to(dtype)
 
 
-@lstm.backend("loop", when=lambda pre, weight, h0, c0, *, mask=None, resets=None: why_traced(pre, weight, h0, c0))
+@lstm.backend(
+    "loop", when=lambda pre, weight, h0, c0, *, mask=None, resets=None: why_traced(pre, weight, h0, c0)
+)
 def _lstm_loop(
     pre: Tensor,
     weight: Tensor,
@@ -251,13 +265,19 @@ def _lstm_loop(
 
 
 def _cases(gates: int, extras: tuple[str, ...]) -> Iterator[Case]:
-    """Cases of the op with that many gates. ``extras``: what follows the weight, "bias" (D) or "state" (B,D)."""
+    """Cases of the op with that many gates. ``extras``: what follows the weight, "bias" (D) or "state"
+    (B,D)."""
     g = torch.Generator().manual_seed(gates)
 
-    def case(name: str, batch: int, steps: int, width: int, *, flags: str = "", tiny=False, scale=1.0) -> Case:
+    def case(
+        name: str, batch: int, steps: int, width: int, *, flags: str = "", tiny=False, scale=1.0
+    ) -> Case:
         pre = torch.randn(batch, steps, gates * width, dtype=torch.float64, generator=g) * scale
         weight = torch.randn(gates * width, width, dtype=torch.float64, generator=g) / width**0.5
-        rest = [torch.randn(*((width,) if e == "bias" else (batch, width)), dtype=torch.float64, generator=g) for e in extras]
+        rest = [
+            torch.randn(*((width,) if e == "bias" else (batch, width)), dtype=torch.float64, generator=g)
+            for e in extras
+        ]
         kwargs = {f: torch.rand(batch, steps, generator=g) < 0.6 for f in flags.split()}
         return Case(name, (pre, weight, *rest), kwargs, grad=tuple(range(2 + len(rest))), tiny=tiny)
 

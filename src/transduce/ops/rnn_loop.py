@@ -1,9 +1,10 @@
 """Recurrent loops with an analytic backward, for :mod:`transduce.ops.rnn`.
 
-Buffers are time-major, so a step is one contiguous block. Forward keeps the gates; backward first turns them into
-factors for all time at once (few large elementwise operations), then each step is a multiplication by the
-gradient of the state and one product with the weights; the gradient of the weights is a single product over all
-steps at the end. A masked step is written into the pre-activations (a gate at exactly 0 or 1), so it costs nothing.
+Buffers are time-major, so a step is one contiguous block. Forward keeps the gates; backward first turns them
+into factors for all time at once (few large elementwise operations), then each step is a multiplication by
+the gradient of the state and one product with the weights; the gradient of the weights is a single product
+over all steps at the end. A masked step is written into the pre-activations (a gate at exactly 0 or 1), so it
+costs nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ _INF = float("inf")
 
 def _time_major(x: Tensor, work: torch.dtype) -> Tensor:
     """(B,T,P) -> a fresh (T,B,P) buffer."""
-    return torch.empty(x.shape[1], x.shape[0], x.shape[2], dtype=work, device=x.device).copy_(x.transpose(0, 1))
+    return torch.empty(x.shape[1], x.shape[0], x.shape[2], dtype=work, device=x.device).copy_(
+        x.transpose(0, 1)
+    )
 
 
 def _pre(x: Tensor, mask: Tensor | None, work: torch.dtype, hold: Sequence[float]) -> Tensor:
@@ -83,7 +86,8 @@ def _zero_before(states: Tensor, restarts: Tensor | None) -> Tensor:
 
 
 class Elman(torch.autograd.Function):
-    """See :func:`transduce.ops.rnn.elman`. With d_t = dL/d(argument of tanh) = (1 - h_t^2) dh_t: dW = sum d_t h_(t-1)^T."""
+    """See :func:`transduce.ops.rnn.elman`. With d_t = dL/d(argument of tanh) = (1 - h_t^2) dh_t: dW = sum d_t
+    h_(t-1)^T."""
 
     @staticmethod
     def forward(ctx, pre, weight, h0, mask, resets, work):  # noqa: ANN001, ANN205 (torch's own signature)
@@ -129,7 +133,9 @@ class Elman(torch.autograd.Function):
             _batch_major(factor).to(ctx.dtypes[0]) if need_pre else None,
             product.weight_gradient(factor, read, weight) if need_weight else None,
             carry.to(ctx.dtypes[1]) if need_h0 else None,
-            None, None, None,
+            None,
+            None,
+            None,
         )
 
 
@@ -196,12 +202,15 @@ class GRU(torch.autograd.Function):
             dweight,
             dbias,
             carry.to(ctx.dtypes[2]) if need_h0 else None,
-            None, None, None,
+            None,
+            None,
+            None,
         )
 
 
 class LSTM(torch.autograd.Function):
-    """See :func:`transduce.ops.rnn.lstm`. A masked step has i = o = 0 and f = 1, which keeps c exactly; h is copied."""
+    """See :func:`transduce.ops.rnn.lstm`. A masked step has i = o = 0 and f = 1, which keeps c exactly; h is
+    copied."""
 
     @staticmethod
     def forward(ctx, pre, weight, h0, c0, mask, resets, work):  # noqa: ANN001, ANN205
@@ -243,7 +252,9 @@ class LSTM(torch.autograd.Function):
         read_h, read_c = _zero_before(hs[:-1], restarts), _zero_before(cs[:-1], restarts)
         i, f, g, o = gates.split(width, -1)
         into_c = (1 - squashed * squashed).mul_(o)
-        factor = torch.empty_like(gates)  # gradients of the pre-activations relative to dc (i, f, g) and dh (o)
+        factor = torch.empty_like(
+            gates
+        )  # gradients of the pre-activations relative to dc (i, f, g) and dh (o)
         torch.mul((1 - i).mul_(i), g, out=factor[..., :width])
         torch.mul((1 - f).mul_(f), read_c, out=factor[..., width : 2 * width])
         torch.mul(1 - g * g, i, out=factor[..., 2 * width : 3 * width])
@@ -272,7 +283,9 @@ class LSTM(torch.autograd.Function):
             product.weight_gradient(factor, read_h, weight) if need_weight else None,
             dh.to(ctx.dtypes[1]) if need_h0 else None,
             dc.to(ctx.dtypes[2]) if need_c0 else None,
-            None, None, None,
+            None,
+            None,
+            None,
         )
 
 

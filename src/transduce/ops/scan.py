@@ -1,4 +1,5 @@
-"""The elementwise linear recurrence, real or complex: the core of gated linear RNNs and diagonal state space models."""
+"""The elementwise linear recurrence, real or complex: the core of gated linear RNNs and diagonal state space
+models."""
 
 from __future__ import annotations
 
@@ -19,9 +20,12 @@ _HALF = (torch.float16, torch.bfloat16)
 def _prepare(
     a: Tensor, b: Tensor, h0: Tensor | None, resets: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, torch.dtype]:
-    """Check shapes, broadcast to (B,T,D), (B,T,D), (B,D), and promote; also returns the dtype of the result."""
+    """Check shapes, broadcast to (B,T,D), (B,T,D), (B,D), and promote; also returns the dtype of the
+    result."""
     if a.dim() != 3 or b.dim() != 3:
-        raise ValueError(f"linear_scan needs a and b of shape (B,T,D), got {tuple(a.shape)} and {tuple(b.shape)}")
+        raise ValueError(
+            f"linear_scan needs a and b of shape (B,T,D), got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
     shape = torch.broadcast_shapes(a.shape, b.shape)
     dtype = torch.promote_types(a.dtype, b.dtype)
     state_shape = (shape[0], shape[2])
@@ -31,7 +35,8 @@ def _prepare(
             raise ValueError(f"linear_scan needs h0 of shape {state_shape}, got {tuple(h0.shape)}")
     if resets is not None and (resets.shape != shape[:2] or resets.dtype != torch.bool):
         raise ValueError(
-            f"linear_scan needs bool resets of shape {tuple(shape[:2])}, got {resets.dtype} {tuple(resets.shape)}"
+            f"linear_scan needs bool resets of shape {tuple(shape[:2])}, "
+            f"got {resets.dtype} {tuple(resets.shape)}"
         )
     if not (dtype.is_floating_point or dtype.is_complex):
         raise ValueError(f"linear_scan needs floating point or complex numbers, got {dtype}")
@@ -47,23 +52,26 @@ def linear_scan(
     """The linear recurrence h_t = a_t * h_(t-1) + b_t, elementwise, for all t: (B,T,D).
 
     Args:
-        a, b: (B,T,D), real or complex. They broadcast against each other, so ``a`` may be (1,1,D) for a constant
-            decay or (B,T,1) for one a step; a broadcast operand is expanded in memory before a fast backend runs.
+        a, b: (B,T,D), real or complex. They broadcast against each other, so ``a`` may be (1,1,D) for a
+            constant decay or (B,T,1) for one a step; a broadcast operand is expanded in memory before a fast
+            backend runs.
         h0: (B,D), the state before the first step (with ``reverse``: after the last one); None means zero.
-        resets: (B,T) bool. True at t: the history restarts there, h_t = b_t, whatever came before (NaN included).
+        resets: (B,T) bool. True at t: the history restarts there, h_t = b_t, whatever came before (NaN
+            included).
         reverse: run from the last step to the first, h_t = a_t * h_(t+1) + b_t.
 
     Returns:
         h (B,T,D) in the promoted dtype of ``a``, ``b`` and ``h0``. Half precision is computed in float32 and
         rounded at the end; a float32 ``h0`` makes the result float32. T = 0 gives an empty result.
 
-    Backends, in order: ``numba`` (CPU: one pass over memory, forward and backward), ``loop`` (any device: one torch
-    operation a step and an analytic backward), ``reference``. The first two can be differentiated once only; for second
-    derivatives use ``use_backend(linear_scan="reference")``. ``linear_scan.matrix`` gives the implied matrix.
+    Backends, in order: ``numba`` (CPU: one pass over memory, forward and backward), ``loop`` (any device: one
+    torch operation a step and an analytic backward), ``reference``. The first two can be differentiated once
+    only; for second derivatives use ``use_backend(linear_scan="reference")``. ``linear_scan.matrix`` gives
+    the implied matrix.
 
-    Raises ValueError for shapes that do not fit. Source: G. Blelloch, Prefix Sums and Their Applications, 1990,
-    section 1.4 (the recurrence as a scan); E. Martin and C. Cundy, Parallelizing Linear Recurrent Neural Nets Over Sequence
-    Length, ICLR 2018, section 2 (its use in, and gradient for, neural networks).
+    Raises ValueError for shapes that do not fit. Source: G. Blelloch, Prefix Sums and Their Applications,
+    1990, section 1.4 (the recurrence as a scan); E. Martin and C. Cundy, Parallelizing Linear Recurrent
+    Neural Nets Over Sequence Length, ICLR 2018, section 2 (its use in, and gradient for, neural networks).
     """
     a, b, h, dtype = _prepare(a, b, h0, resets)
     if b.shape[1] == 0:
@@ -91,7 +99,11 @@ def _numba_scan(a: Tensor, b: Tensor, h0: Tensor, resets: Tensor | None, reverse
 
 
 def _numba_scan_back(
-    grad: Tensor, saved: tuple[Tensor, Tensor, Tensor], resets: Tensor | None, reverse: bool, wanted: tuple[bool, bool]
+    grad: Tensor,
+    saved: tuple[Tensor, Tensor, Tensor],
+    resets: Tensor | None,
+    reverse: bool,
+    wanted: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     from . import scan_numba
 
@@ -113,7 +125,11 @@ def _loop_scan(a: Tensor, b: Tensor, h0: Tensor, resets: Tensor | None, reverse:
 
 
 def _loop_scan_back(
-    grad: Tensor, saved: tuple[Tensor, Tensor, Tensor], resets: Tensor | None, reverse: bool, wanted: tuple[bool, bool]
+    grad: Tensor,
+    saved: tuple[Tensor, Tensor, Tensor],
+    resets: Tensor | None,
+    reverse: bool,
+    wanted: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     a, h, h0 = saved
     if resets is not None:
@@ -210,16 +226,20 @@ def scan_matrix(
 ) -> Tensor:
     """The matrix M (B,D,T,T) with ``linear_scan(a, b)[:, t, d] = sum_s M[:, d, t, s] b[:, s, d]``.
 
-    M[t, s] = a_(s+1) ... a_t for s <= t and zero above the diagonal (transposed roles with ``reverse``). Column s is the
-    answer to a unit impulse at step s, and that is how it is computed: exact for a = 0 and for complex a. ``steps`` is
-    needed where ``a`` has T = 1 and stands for a constant decay. Costs O(B D T^2) memory: for analysis and tests.
+    M[t, s] = a_(s+1) ... a_t for s <= t and zero above the diagonal (transposed roles with ``reverse``).
+    Column s is the
+    answer to a unit impulse at step s, and that is how it is computed: exact for a = 0 and for complex a.
+    ``steps`` is needed where ``a`` has T = 1 and stands for a constant decay. Costs O(B D T^2) memory: for
+    analysis and tests.
     """
     if a.dim() != 3:
         raise ValueError(f"scan_matrix needs a of shape (B,T,D), got {tuple(a.shape)}")
     steps = a.shape[1] if steps is None else steps
     a = a.expand(a.shape[0], steps, a.shape[2])
     batch, _, width = a.shape
-    impulses = torch.eye(steps, dtype=a.dtype, device=a.device)[None, :, None, :].expand(batch, steps, width, steps)
+    impulses = torch.eye(steps, dtype=a.dtype, device=a.device)[None, :, None, :].expand(
+        batch, steps, width, steps
+    )
     answers = linear_scan(
         a[..., None].expand_as(impulses).flatten(2), impulses.flatten(2), resets=resets, reverse=reverse
     )
@@ -236,6 +256,7 @@ def _inputs(
     shape: tuple[int, int, int], generator: torch.Generator, dtype: torch.dtype = torch.float64
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Decays of modulus below 1 (with a phase when complex), standard normal inputs and state."""
+
     def normal(*size: int) -> Tensor:
         return torch.randn(*size, dtype=dtype, generator=generator)
 
@@ -249,7 +270,9 @@ def scan_cases() -> Iterator[Case]:
     """Every argument, odd lengths, one step, broadcast decays, restarts, both directions, extremes."""
     g = torch.Generator().manual_seed(0)
 
-    def case(name: str, shape: tuple[int, int, int], *, tiny: bool = False, dtype=torch.float64, **kwargs) -> Case:
+    def case(
+        name: str, shape: tuple[int, int, int], *, tiny: bool = False, dtype=torch.float64, **kwargs
+    ) -> Case:
         return Case(name, _inputs(shape, g, dtype), kwargs, grad=(0, 1, 2), tiny=tiny)
 
     def resets(*shape: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Kernels of :func:`transduce.ops.linear_scan`: one pass over the data, rows of channels in the inner loop.
 
-A thread owns whole (batch row, block of channels) strips, so no two threads share a carry, and the carry of a strip is
-the row it wrote last, which is still in the first-level cache. Imports numba; import it lazily.
+A thread owns whole (batch row, block of channels) strips, so no two threads share a carry, and the carry of a
+strip is the row it wrote last, which is still in the first-level cache. Imports numba; import it lazily.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from torch import Tensor
 from .kernels import Kernel, as_bytes, as_size, thread_number, threads_for
 
 _LANES = 16
-"""Channels of one vector register: a strip is never narrower, or its threads would share registers' worth of work."""
+"""Channels of one vector register: a strip is never narrower, or its threads would share registers' worth of
+work."""
 
 _row = numba.njit(fastmath={"contract"}, error_model="numpy", inline="never")
 
@@ -63,8 +64,8 @@ def _forward(data) -> None:  # noqa: ANN001
 
 
 def _backward(data) -> None:  # noqa: ANN001
-    """tensors grad, a, h, h0, da, db, dh0, resets; sizes batch, steps, width, blocks, threads, reverse, steps kept of
-    da and of db (``steps``, or 1 where that gradient is not wanted and one scratch row is enough)."""
+    """tensors grad, a, h, h0, da, db, dh0, resets; sizes batch, steps, width, blocks, threads, reverse, steps
+    kept of da and of db (``steps``, or 1 where that gradient is not wanted and one scratch row is enough)."""
     batch, steps, width = as_size(data[8]), as_size(data[9]), as_size(data[10])
     blocks, threads, reverse = as_size(data[11]), as_size(data[12]), as_size(data[13])
     kept_a, kept_b = as_size(data[14]), as_size(data[15])
@@ -99,7 +100,8 @@ _forward_kernel, _backward_kernel = Kernel(_forward), Kernel(_backward)
 
 
 def _plan(a: Tensor) -> tuple[int, int]:
-    """Into how many blocks the channels are cut so that every thread gets the same number of strips, and the threads."""
+    """Into how many blocks the channels are cut so that every thread gets the same number of strips, and the
+    threads."""
     batch, _, width = a.shape
     threads = threads_for(a.numel())
     blocks = min(threads // math.gcd(batch, threads), max(1, width // _LANES))
@@ -117,9 +119,14 @@ def forward(a: Tensor, b: Tensor, h0: Tensor, resets: Tensor | None, reverse: bo
 
 
 def backward(
-    grad: Tensor, saved: tuple[Tensor, Tensor, Tensor], resets: Tensor | None, reverse: bool, wanted: tuple[bool, bool]
+    grad: Tensor,
+    saved: tuple[Tensor, Tensor, Tensor],
+    resets: Tensor | None,
+    reverse: bool,
+    wanted: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of a, b and h0 from ``saved`` = (a, h, h0); of a and b only where ``wanted``, else scratch."""
+    """Gradients of a, b and h0 from ``saved`` = (a, h, h0); of a and b only where ``wanted``, else
+    scratch."""
     a, h, h0 = saved
     batch, steps, width = a.shape
     da, db = (torch.empty((batch, steps if want else 1, width), dtype=a.dtype) for want in wanted)

@@ -1,4 +1,5 @@
-"""When a call is being traced (``torch.export``, ``torch.compile``, ``vmap``), compiled kernels must step aside."""
+"""When a call is being traced (``torch.export``, ``torch.compile``, ``vmap``), compiled kernels must step
+aside."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 
 def why_traced(*tensors: Tensor | None) -> str | None:
-    """None when every tensor holds numbers; otherwise the reason why only plain torch operations can serve them."""
+    """None when every tensor holds numbers; otherwise the reason why only plain torch operations can serve
+    them."""
     if torch.compiler.is_compiling():
         return "the call is being traced (torch.export or torch.compile)"
     for t in tensors:

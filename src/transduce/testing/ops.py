@@ -5,17 +5,17 @@
     from transduce.testing.ops import check_op
     from transduce.ops.scan import linear_scan
 
-    check_op(linear_scan)                    # raises AssertionError with every violation, else returns the record
+    check_op(linear_scan)         # raises AssertionError with every violation, else returns the record
 
-The truth is the reference in float64. Every backend, the reference itself included, is compared with it on every case
-of the op, in each dtype, within :mod:`transduce.testing.tolerances`:
+The truth is the reference in float64. Every backend, the reference itself included, is compared with it on
+every case of the op, in each dtype, within :mod:`transduce.testing.tolerances`:
 
 1. values, and gradients for random output gradients, on contiguous and on strided inputs;
 2. the gradient of each input alone (a backend may skip what nobody asked for);
 3. on ``tiny`` cases in float64: a numerical gradient check;
 4. inputs are left untouched, and a second run gives the same bits;
-5. where a case has a step mask ``mask`` (B,T): NaN in the masked steps of every (B,T,...) input reaches neither the
-   values at valid steps nor any gradient. Outputs at masked steps are not compared.
+5. where a case has a step mask ``mask`` (B,T): NaN in the masked steps of every (B,T,...) input reaches
+   neither the values at valid steps nor any gradient. Outputs at masked steps are not compared.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ _COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 
 @dataclass(frozen=True)
 class OpCheck:
-    """One comparison: the worst error, relative to the larger of the case's scale and the value, and its limit.
+    """One comparison: the worst error, relative to the larger of the case's scale and the value, and its
+    limit.
 
     ``refused`` holds the reason where the backend does not serve the case, and then nothing was compared.
     """
@@ -139,7 +140,9 @@ class _Subject:
             *self._compare("", first, truth),
             *self._compare(" of strided inputs", strided, truth),
             self._exact("an input, which must stay as it was,", _same(args, before)),
-            self._exact("a second run", _same(first.outputs + first.gradients, second.outputs + second.gradients)),
+            self._exact(
+                "a second run", _same(first.outputs + first.gradients, second.outputs + second.gradients)
+            ),
         ]
         if self.mask is not None:
             poisoned = self.run(_poisoned(args, self.mask), grad)
@@ -236,7 +239,10 @@ def _step_mask(kwargs: Mapping[str, Any]) -> Tensor | None:
 
 def _covers(mask: Tensor | None, value: Any) -> bool:
     return (
-        mask is not None and isinstance(value, Tensor) and value.dim() > 2 and value.shape[:2] == mask.shape
+        mask is not None
+        and isinstance(value, Tensor)
+        and value.dim() > 2
+        and value.shape[:2] == mask.shape
         and (value.is_floating_point() or value.is_complex())
     )
 
@@ -274,7 +280,8 @@ def _zero_invalid(output: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _error(got: Tensor, true: Tensor, scale: float) -> float:
-    """Largest error relative to the larger of ``scale`` and the true value; infinite for NaN or a wrong shape."""
+    """Largest error relative to the larger of ``scale`` and the true value; infinite for NaN or a wrong
+    shape."""
     if got.shape != true.shape:
         return float("inf")
     if got.numel() == 0:

@@ -17,5 +17,6 @@ TOLERANCES: dict[tuple[str, torch.dtype], float] = {
 
 
 def tolerance(what: str, dtype: torch.dtype) -> float:
-    """The entry for ``what`` ("op", "op gradient", ...) computed in ``dtype``; complex dtypes use their real one."""
+    """The entry for ``what`` ("op", "op gradient", ...) computed in ``dtype``; complex dtypes use their real
+    one."""
     return TOLERANCES[what, torch.empty((), dtype=dtype).real.dtype]
