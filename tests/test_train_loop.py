@@ -50,6 +50,7 @@ def test_the_bundle_holds_the_weights_that_were_measured(tmp_path):
     parts.load_into(fresh.model)
     again = evaluate(fresh.model, greedy, data.valid, parts.spec).numbers()
     assert again == result.metrics["valid"] == parts.metrics["valid"]
+    assert parts.training["precision"] == "float32" and parts.training["steps"] == 30
 
 
 @pytest.mark.parametrize(

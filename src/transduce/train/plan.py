@@ -111,11 +111,11 @@ def settle(
 def shortened(
     plan: Plan, config: TrainConfig, step: int, elapsed: float, pace: Pace, seconds_per_row: float
 ) -> Plan | None:
-    """A shorter plan when the present one would overrun the budget by more than 1 %, else None."""
+    """A shorter plan when the present one would overrun the budget by more than 2 %, else None."""
     share = 1.0 - step / plan.steps
     ahead = seconds_per_row * (plan.evaluation_rows * math.ceil(config.evaluations * share) + plan.final_rows)
     left = config.max_time * (1.0 - _RESERVE / 2) - elapsed - ahead
-    if (plan.steps - step) * pace.per_step <= left + 0.01 * config.max_time:
+    if (plan.steps - step) * pace.per_step <= left + 0.02 * config.max_time:
         return None
     steps = step + max(1, int(left / pace.per_step))
     return dataclasses.replace(plan, steps=steps, limited_by="time budget used") if steps < plan.steps else None

@@ -69,9 +69,9 @@ def learning_curve(
     left, right = figure.subplots(1, 2)
     _tidy(left, "Loss", unit, "nats per target symbol")
     left.plot([r["seconds"] / scale for r in reports], [r["loss"] for r in reports],
-              color=COLOURS[0], linewidth=1.2, label="training")
+              color=COLOURS[0], linewidth=1.2, label="training objective")
     left.plot([r["seconds"] / scale for r in held_out], [r["valid_loss"] for r in held_out],
-              color=COLOURS[1], linewidth=1.4, marker="o", markersize=3, label="held out")
+              color=COLOURS[1], linewidth=1.4, marker="o", markersize=3, label="held-out likelihood")
     left.set_ylim(bottom=0.0)
     if reports or held_out:
         left.legend(frameon=False, fontsize=8)

@@ -286,7 +286,7 @@ class Trainer:
                     self.best = weights.snapshot(self.system.model)
             else:
                 state.stale += 1
-        state.evaluated_at = state.step
+        state.evaluated_at, state.seconds_per_row = state.step, found.seconds / found.rows
         numbers = found.numbers()
         self._log({"valid_loss": numbers.get("loss"), **{k: v for k, v in numbers.items() if k != "loss"}})
         self.reporter.evaluated(numbers)
@@ -362,7 +362,7 @@ class Trainer:
                 "steps": state.step, "epochs": round(self.loader.epoch, 2), "seconds": round(self._elapsed(), 1),
                 "weights_of_step": state.best_step if self.config.keep_best and state.best_step else state.step,
                 "stopped_because": reason, "optimiser": "AdamW", "device": str(self.device),
-                "precision": state.precision, **self.config.to_json(), "threads": torch.get_num_threads(),
+                **self.config.to_json(), "precision": state.precision, "threads": torch.get_num_threads(),
             },
         }
         written = bundle.write(
