@@ -86,6 +86,16 @@ def as_bytes(typingctx, pointer):  # noqa: ANN001, ANN201
     return target(pointer), codegen
 
 
+@intrinsic
+def float_from_bits(typingctx, bits):  # noqa: ANN001, ANN201
+    """The float32 whose bits are those of an int32."""
+
+    def codegen(context, builder, signature, args):  # noqa: ANN001, ANN202
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.int32), codegen
+
+
 def threads_for(elements: int) -> int:
     """How many threads a streaming kernel over so many elements deserves, at most
     ``torch.get_num_threads()``."""
@@ -117,17 +127,41 @@ class Kernel:
         except (OSError, RuntimeError):  # no folder for the cache, or a full disk
             return numba.cfunc(signature)(self._fn)
 
-    def launch(
+    def prepare(
         self, dtype: torch.dtype, tensors: Sequence[Tensor | None], sizes: Sequence[int], threads: int
-    ) -> None:
-        """Run on ``threads`` threads. The tensors must be contiguous, on the CPU, and of the layout ``fn``
+    ) -> Launch:
+        """A call to be made many times. The tensors must be contiguous, on the CPU, and of the layout ``fn``
         expects."""
+        assert all(t is None or (t.is_contiguous() and t.device.type == "cpu") for t in tensors)
         compiled = self._compiled.get(dtype)
         if compiled is None:
             compiled = self._compiled[dtype] = self._compile(dtype)
+        return Launch(compiled.address, tensors, sizes, threads)
+
+    def launch(
+        self, dtype: torch.dtype, tensors: Sequence[Tensor | None], sizes: Sequence[int], threads: int
+    ) -> None:
+        """Run once on ``threads`` threads; arguments as for :meth:`prepare`."""
+        self.prepare(dtype, tensors, sizes, threads)()
+
+
+class Launch:
+    """A kernel with its arguments. ``set_last(n)`` changes the last size; calling it runs the kernel."""
+
+    def __init__(
+        self, address: int, tensors: Sequence[Tensor | None], sizes: Sequence[int], threads: int
+    ) -> None:
         words = [0 if t is None else t.data_ptr() for t in tensors] + list(sizes)
-        data = (ctypes.c_int64 * len(words))(*words)
-        if threads == 1 or _runtime is None:
-            _ENTRY(compiled.address)(ctypes.addressof(data))
+        self._words = (ctypes.c_int64 * len(words))(*words)
+        self._tensors = tuple(tensors)  # they must live as long as their addresses are used
+        self._entry, self._address, self._threads = _ENTRY(address), address, threads
+
+    def set_last(self, value: int) -> None:
+        self._words[-1] = value
+
+    def __call__(self) -> None:
+        data = ctypes.addressof(self._words)
+        if self._threads == 1 or _runtime is None:
+            self._entry(data)
         else:
-            _runtime.GOMP_parallel(compiled.address, ctypes.addressof(data), threads, 0)
+            _runtime.GOMP_parallel(self._address, data, self._threads, 0)

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..core.seq import zero_masked
 from . import rnn_loop
 from .dispatch import Case, op
-from .tracing import why_traced
+from .tracing import has_numba, why_traced
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -50,6 +50,15 @@ def _check_steps(name: str, pre: Tensor, mask: Tensor | None, resets: Tensor | N
                 f"{name} needs a bool {label} of shape {tuple(pre.shape[:2])}, "
                 f"got {flags.dtype} {tuple(flags.shape)}"
             )
+
+
+def _check_gru(
+    pre: Tensor, weight: Tensor, bias: Tensor, h0: Tensor, mask: Tensor | None, resets: Tensor | None
+) -> None:
+    _check("gru", 3, pre, weight, (h0,))
+    _check_steps("gru", pre, mask, resets)
+    if bias.shape != h0.shape[1:]:
+        raise ValueError(f"gru needs a bias of shape {tuple(h0.shape[1:])}, got {tuple(bias.shape)}")
 
 
 def _dtypes(*tensors: Tensor) -> tuple[torch.dtype, torch.dtype]:
@@ -125,10 +134,7 @@ def gru(
     Raises ValueError for shapes that do not fit. Source: K. Cho et al., EMNLP 2014, section 2.3; the variant
     of ``torch.nn.GRU``.
     """
-    _check("gru", 3, pre, weight, (h0,))
-    _check_steps("gru", pre, mask, resets)
-    if bias.shape != h0.shape[1:]:
-        raise ValueError(f"gru needs a bias of shape {tuple(h0.shape[1:])}, got {tuple(bias.shape)}")
+    _check_gru(pre, weight, bias, h0, mask, resets)
     dtype, work = _dtypes(pre, weight, bias, h0)
     pre, weight, bias, h = zero_masked(pre, mask).to(work), weight.to(work), bias.to(work), h0.to(work)
     states: list[Tensor] = []
@@ -212,6 +218,58 @@ def _effective(mask: Tensor | None, resets: Tensor | None) -> Tensor | None:
     return resets if resets is None or mask is None else resets & mask
 
 
+def _why_not_numba(*tensors: Tensor) -> str | None:
+    for t in tensors:
+        if t.device.type != "cpu":
+            return f"a tensor is on {t.device}, the kernel runs on the CPU"
+    if torch.float64 in [t.dtype for t in tensors]:
+        return "the kernel computes in float32, an input is float64"
+    if not has_numba():
+        return "numba is not installed"
+    return why_traced(*tensors)
+
+
+@gru.backend(
+    "numba",
+    when=lambda pre, weight, bias, h0, *, mask=None, resets=None: _why_not_numba(pre, weight, bias, h0),
+)
+def _gru_numba(
+    pre: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    h0: Tensor,
+    *,
+    mask: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> Tensor:
+    from . import rnn_numba
+
+    _check_gru(pre, weight, bias, h0, mask, resets)
+    dtype, _ = _dtypes(pre, weight, bias, h0)
+    return rnn_numba.GRU.apply(pre, weight, bias, h0, mask, _effective(mask, resets)).to(dtype)
+
+
+@lstm.backend(
+    "numba", when=lambda pre, weight, h0, c0, *, mask=None, resets=None: _why_not_numba(pre, weight, h0, c0)
+)
+def _lstm_numba(
+    pre: Tensor,
+    weight: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    *,
+    mask: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    from . import rnn_numba
+
+    _check("lstm", 4, pre, weight, (h0, c0))
+    _check_steps("lstm", pre, mask, resets)
+    dtype, _ = _dtypes(pre, weight, h0, c0)
+    h, c = rnn_numba.LSTM.apply(pre, weight, h0, c0, mask, _effective(mask, resets))
+    return h.to(dtype), c.to(dtype)
+
+
 @elman.backend("loop", when=lambda pre, weight, h0, *, mask=None, resets=None: why_traced(pre, weight, h0))
 def _elman_loop(
     pre: Tensor, weight: Tensor, h0: Tensor, *, mask: Tensor | None = None, resets: Tensor | None = None
@@ -234,10 +292,7 @@ def _gru_loop(
     mask: Tensor | None = None,
     resets: Tensor | None = None,
 ) -> Tensor:
-    _check("gru", 3, pre, weight, (h0,))
-    _check_steps("gru", pre, mask, resets)
-    if bias.shape != h0.shape[1:]:
-        raise ValueError(f"gru needs a bias of shape {tuple(h0.shape[1:])}, got {tuple(bias.shape)}")
+    _check_gru(pre, weight, bias, h0, mask, resets)
     dtype, work = _dtypes(pre, weight, bias, h0)
     return rnn_loop.GRU.apply(pre, weight, bias, h0, mask, _effective(mask, resets), work).to(dtype)
 

@@ -15,19 +15,19 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_INF = float("inf")
+INF = float("inf")
 
 
-def _time_major(x: Tensor, work: torch.dtype) -> Tensor:
+def time_major(x: Tensor, work: torch.dtype) -> Tensor:
     """(B,T,P) -> a fresh (T,B,P) buffer."""
     return torch.empty(x.shape[1], x.shape[0], x.shape[2], dtype=work, device=x.device).copy_(
         x.transpose(0, 1)
     )
 
 
-def _pre(x: Tensor, mask: Tensor | None, work: torch.dtype, hold: Sequence[float]) -> Tensor:
+def held_pre(x: Tensor, mask: Tensor | None, work: torch.dtype, hold: Sequence[float]) -> Tensor:
     """Time-major pre-activations; masked steps hold ``hold``, one number a gate."""
-    buffer = _time_major(x, work)
+    buffer = time_major(x, work)
     if mask is not None:
         gates = buffer.unflatten(2, (len(hold), -1))
         held = torch.tensor(hold, dtype=work, device=x.device)[:, None]
@@ -35,16 +35,16 @@ def _pre(x: Tensor, mask: Tensor | None, work: torch.dtype, hold: Sequence[float
     return buffer
 
 
-def _columns(flags: Tensor | None, invert: bool = False) -> Tensor | None:
+def columns(flags: Tensor | None, invert: bool = False) -> Tensor | None:
     """(B,T) bool -> (T,B,1), optionally negated."""
     return None if flags is None else (~flags if invert else flags).t()[..., None]
 
 
-def _batch_major(x: Tensor) -> Tensor:
+def batch_major(x: Tensor) -> Tensor:
     return x.transpose(0, 1).contiguous()
 
 
-class _Product:
+class Product:
     """The step's product with the (P,D) weights, in the dtype ``low`` (autocast's) where that is given."""
 
     def __init__(self, weight: Tensor, work: torch.dtype, low: torch.dtype | None) -> None:
@@ -59,6 +59,20 @@ class _Product:
         else:
             target.add_(torch.mm(h.to(self.low), self.transposed))
 
+    def forward_into(self, target: Tensor, h: Tensor) -> None:
+        """target (B,P) = h W^T"""
+        if self.low is None:
+            torch.mm(h, self.transposed, out=target)
+        else:
+            target.copy_(torch.mm(h.to(self.low), self.transposed))
+
+    def backward_into(self, target: Tensor, d: Tensor) -> None:
+        """target (B,D) = d W"""
+        if self.low is None:
+            torch.mm(d, self.weight, out=target)
+        else:
+            target.copy_(torch.mm(d.to(self.low), self.weight))
+
     def add_backward(self, target: Tensor, d: Tensor) -> None:
         """target (B,D) += d W"""
         if self.low is None:
@@ -72,7 +86,7 @@ class _Product:
         return torch.mm(d.flatten(0, 1).to(low).t(), h.flatten(0, 1).to(low)).to(like.dtype)
 
 
-def _low(x: Tensor) -> torch.dtype | None:
+def low_dtype(x: Tensor) -> torch.dtype | None:
     """autocast's dtype where it is on and the work is not in double precision."""
     kind = x.device.type
     if x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
@@ -80,9 +94,9 @@ def _low(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind)
 
 
-def _zero_before(states: Tensor, restarts: Tensor | None) -> Tensor:
-    """The states that the steps read: (T,B,D) with zeros where a step restarts."""
-    return states if restarts is None else torch.where(restarts, 0, states)
+def zero_before(states: Tensor, restarts: Tensor | None) -> Tensor:
+    """The states that the steps read: (T,B,D) contiguous, with zeros where a step restarts."""
+    return states if restarts is None else torch.where(restarts, 0, states).contiguous()
 
 
 class Elman(torch.autograd.Function):
@@ -91,12 +105,12 @@ class Elman(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, pre, weight, h0, mask, resets, work):  # noqa: ANN001, ANN205 (torch's own signature)
-        low = _low(pre)
-        product = _Product(weight, work, low)
-        buffer = _pre(pre, mask, work, (0.0,))
+        low = low_dtype(pre)
+        product = Product(weight, work, low)
+        buffer = held_pre(pre, mask, work, (0.0,))
         states = torch.empty(len(buffer) + 1, *h0.shape, dtype=work, device=pre.device)
         states[0] = h0
-        restarts, held = _columns(resets), _columns(mask, invert=True)
+        restarts, held = columns(resets), columns(mask, invert=True)
         steps = states.unbind(0)
         for t, argument in enumerate(buffer.unbind(0)):
             before = steps[t] if restarts is None else torch.where(restarts[t], 0, steps[t])
@@ -106,7 +120,7 @@ class Elman(torch.autograd.Function):
                 torch.where(held[t], steps[t], steps[t + 1], out=steps[t + 1])
         ctx.save_for_backward(states, weight, restarts, held)
         ctx.dtypes, ctx.low = (pre.dtype, h0.dtype), low
-        return _batch_major(states[1:])
+        return batch_major(states[1:])
 
     @staticmethod
     @once_differentiable
@@ -114,11 +128,11 @@ class Elman(torch.autograd.Function):
         states, weight, restarts, held = ctx.saved_tensors
         need_pre, need_weight, need_h0 = ctx.needs_input_grad[:3]
         after = states[1:]
-        product = _Product(weight, after.dtype, ctx.low)
+        product = Product(weight, after.dtype, ctx.low)
         factor = torch.addcmul(torch.ones((), dtype=after.dtype, device=after.device), after, after, value=-1)
         if held is not None:
             factor.masked_fill_(held, 0)
-        dh = _time_major(grad, after.dtype)
+        dh = time_major(grad, after.dtype)
         carry = torch.zeros_like(states[0])
         d_steps, dh_steps = factor.unbind(0), dh.unbind(0)
         for t in reversed(range(len(d_steps))):
@@ -128,9 +142,9 @@ class Elman(torch.autograd.Function):
             product.add_backward(carry, d)
             if restarts is not None:
                 carry.masked_fill_(restarts[t], 0)
-        read = _zero_before(states[:-1], restarts)
+        read = zero_before(states[:-1], restarts)
         return (
-            _batch_major(factor).to(ctx.dtypes[0]) if need_pre else None,
+            batch_major(factor).to(ctx.dtypes[0]) if need_pre else None,
             product.weight_gradient(factor, read, weight) if need_weight else None,
             carry.to(ctx.dtypes[1]) if need_h0 else None,
             None,
@@ -145,14 +159,14 @@ class GRU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, pre, weight, bias, h0, mask, resets, work):  # noqa: ANN001, ANN205
         width = h0.shape[1]
-        low = _low(pre)
-        product_rz = _Product(weight[: 2 * width], work, low)
-        product_n = _Product(weight[2 * width :], work, low)
-        gates = _pre(pre, mask, work, (0.0, _INF, 0.0))
+        low = low_dtype(pre)
+        product_rz = Product(weight[: 2 * width], work, low)
+        product_n = Product(weight[2 * width :], work, low)
+        gates = held_pre(pre, mask, work, (0.0, INF, 0.0))
         inner = torch.empty(*gates.shape[:2], width, dtype=work, device=pre.device).copy_(bias)
         states = torch.empty(len(gates) + 1, *h0.shape, dtype=work, device=pre.device)
         states[0] = h0
-        restarts = _columns(resets)
+        restarts = columns(resets)
         steps, inners = states.unbind(0), inner.unbind(0)
         rzs, ns = gates[..., : 2 * width].unbind(0), gates[..., 2 * width :].unbind(0)
         rs, zs = gates[..., :width].unbind(0), gates[..., width : 2 * width].unbind(0)
@@ -165,7 +179,7 @@ class GRU(torch.autograd.Function):
             torch.lerp(ns[t], before, zs[t], out=steps[t + 1])
         ctx.save_for_backward(states, gates, inner, weight, restarts)
         ctx.dtypes, ctx.low = (pre.dtype, bias.dtype, h0.dtype), low
-        return _batch_major(states[1:])
+        return batch_major(states[1:])
 
     @staticmethod
     @once_differentiable
@@ -173,8 +187,8 @@ class GRU(torch.autograd.Function):
         states, gates, inner, weight, restarts = ctx.saved_tensors
         need_pre, need_weight, need_bias, need_h0 = ctx.needs_input_grad[:4]
         width = inner.shape[-1]
-        product = _Product(weight, inner.dtype, ctx.low)
-        read = _zero_before(states[:-1], restarts)
+        product = Product(weight, inner.dtype, ctx.low)
+        read = zero_before(states[:-1], restarts)
         r, z, n = gates.split(width, -1)
         slope = (1 - z).mul_(1 - n * n)  # of h' in the argument of tanh
         # Gradients of U h (and bias), relative to that of h': order r, z, n.
@@ -182,7 +196,7 @@ class GRU(torch.autograd.Function):
         torch.mul(slope, r, out=factor[..., 2 * width :])
         torch.mul(factor[..., 2 * width :] * (1 - r), inner, out=factor[..., :width])
         torch.mul((read - n).mul_(z), 1 - z, out=factor[..., width : 2 * width])
-        dh = _time_major(grad, inner.dtype)
+        dh = time_major(grad, inner.dtype)
         carry = torch.zeros_like(states[0])
         dh_steps, z_steps, d_steps = dh.unbind(0), z.unbind(0), factor.unbind(0)
         by_gate = factor.unflatten(2, (3, width)).unbind(0)
@@ -198,7 +212,7 @@ class GRU(torch.autograd.Function):
         if need_pre:
             torch.mul(slope, dh, out=factor[..., 2 * width :])
         return (
-            _batch_major(factor).to(ctx.dtypes[0]) if need_pre else None,
+            batch_major(factor).to(ctx.dtypes[0]) if need_pre else None,
             dweight,
             dbias,
             carry.to(ctx.dtypes[2]) if need_h0 else None,
@@ -215,13 +229,13 @@ class LSTM(torch.autograd.Function):
     @staticmethod
     def forward(ctx, pre, weight, h0, c0, mask, resets, work):  # noqa: ANN001, ANN205
         width = h0.shape[1]
-        low = _low(pre)
-        product = _Product(weight, work, low)
-        gates = _pre(pre, mask, work, (-_INF, _INF, 0.0, -_INF))
+        low = low_dtype(pre)
+        product = Product(weight, work, low)
+        gates = held_pre(pre, mask, work, (-INF, INF, 0.0, -INF))
         hs, cs = (torch.empty(len(gates) + 1, *h0.shape, dtype=work, device=pre.device) for _ in range(2))
         hs[0], cs[0] = h0, c0
         squashed = torch.empty(len(gates), *h0.shape, dtype=work, device=pre.device)
-        restarts, held = _columns(resets), _columns(mask, invert=True)
+        restarts, held = columns(resets), columns(mask, invert=True)
         h_steps, c_steps, squashed_steps = hs.unbind(0), cs.unbind(0), squashed.unbind(0)
         for t, all_gates in enumerate(gates.unbind(0)):
             h, c = h_steps[t], c_steps[t]
@@ -240,7 +254,7 @@ class LSTM(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(hs, cs, gates, squashed, weight, restarts, held)
         ctx.dtypes, ctx.low = (pre.dtype, h0.dtype, c0.dtype), low
-        return _batch_major(hs[1:]), _batch_major(cs[1:])
+        return batch_major(hs[1:]), batch_major(cs[1:])
 
     @staticmethod
     @once_differentiable
@@ -248,8 +262,8 @@ class LSTM(torch.autograd.Function):
         hs, cs, gates, squashed, weight, restarts, held = ctx.saved_tensors
         need_pre, need_weight, need_h0, need_c0 = ctx.needs_input_grad[:4]
         width, work = squashed.shape[-1], squashed.dtype
-        product = _Product(weight, work, ctx.low)
-        read_h, read_c = _zero_before(hs[:-1], restarts), _zero_before(cs[:-1], restarts)
+        product = Product(weight, work, ctx.low)
+        read_h, read_c = zero_before(hs[:-1], restarts), zero_before(cs[:-1], restarts)
         i, f, g, o = gates.split(width, -1)
         into_c = (1 - squashed * squashed).mul_(o)
         factor = torch.empty_like(
@@ -259,8 +273,8 @@ class LSTM(torch.autograd.Function):
         torch.mul((1 - f).mul_(f), read_c, out=factor[..., width : 2 * width])
         torch.mul(1 - g * g, i, out=factor[..., 2 * width : 3 * width])
         torch.mul((1 - o).mul_(o), squashed, out=factor[..., 3 * width :])
-        dh_out = None if grad_h is None else _time_major(grad_h, work).unbind(0)
-        dc_out = None if grad_c is None else _time_major(grad_c, work).unbind(0)
+        dh_out = None if grad_h is None else time_major(grad_h, work).unbind(0)
+        dc_out = None if grad_c is None else time_major(grad_c, work).unbind(0)
         dh, dc = torch.zeros_like(hs[0]), torch.zeros_like(cs[0])
         d_steps, f_steps, into_c_steps = factor.unbind(0), f.unbind(0), into_c.unbind(0)
         by_gate = factor.unflatten(2, (4, width)).unbind(0)
@@ -279,7 +293,7 @@ class LSTM(torch.autograd.Function):
                 dh.masked_fill_(restarts[t], 0)
                 dc.masked_fill_(restarts[t], 0)
         return (
-            _batch_major(factor).to(ctx.dtypes[0]) if need_pre else None,
+            batch_major(factor).to(ctx.dtypes[0]) if need_pre else None,
             product.weight_gradient(factor, read_h, weight) if need_weight else None,
             dh.to(ctx.dtypes[1]) if need_h0 else None,
             dc.to(ctx.dtypes[2]) if need_c0 else None,

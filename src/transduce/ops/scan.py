@@ -3,8 +3,6 @@ models."""
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 from typing import Iterator
 
 import torch
@@ -12,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .dispatch import Case, op
-from .tracing import why_traced
+from .tracing import has_numba, why_traced
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -185,11 +183,6 @@ def _run(
     return _Scan.apply(backend, a, b, h, resets, reverse).to(dtype)
 
 
-@functools.cache
-def _has_numba() -> bool:
-    return importlib.util.find_spec("numba") is not None
-
-
 def _why_not_compiled(
     a: Tensor, b: Tensor, h0: Tensor | None = None, *, resets: Tensor | None = None, reverse: bool = False
 ) -> str | None:
@@ -202,7 +195,7 @@ def _why_not_numba(
     for t in (a, b, h0, resets):
         if t is not None and t.device.type != "cpu":
             return f"a tensor is on {t.device}, the kernel runs on the CPU"
-    if not _has_numba():
+    if not has_numba():
         return "numba is not installed"
     return why_traced(a, b, h0, resets)
 

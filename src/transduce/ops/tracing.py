@@ -3,9 +3,17 @@ aside."""
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+
+
+@functools.cache
+def has_numba() -> bool:
+    return importlib.util.find_spec("numba") is not None
 
 
 def why_traced(*tensors: Tensor | None) -> str | None:
