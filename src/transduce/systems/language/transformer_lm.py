@@ -55,7 +55,9 @@ def transformer_lm(data: DataSpec, c: Config = Config()) -> System:
     ]
     return System(
         name="transformer-lm",
-        model=LanguageModel(MixerDecoder(nn.Sequential(embed, nn.Dropout(c.dropout)), layers, norm(), Head(c.dim, data.target.size, tied=embed))),
+        model=LanguageModel(
+            MixerDecoder(nn.Sequential(embed, nn.Dropout(c.dropout)), layers, norm(), Head(c.dim, data.target.size))
+        ),
         objective=Likelihood(),
         search=Sample(temperature=0.8, max_length=300),
         train=TrainConfig(learning_rate=1e-3, ema=0.998),
