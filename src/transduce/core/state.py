@@ -270,8 +270,10 @@ class Shared(StateNode):
         return self.select(flat_parents(parents))
 
     def select_groups(self, groups: Tensor, k: int) -> Shared:
-        if k == self.fanout:
-            return Shared(select(self.value, groups), k)
+        if k % self.fanout == 0:
+            return Shared(select_groups(self.value, groups, k // self.fanout), self.fanout)
+        if self.fanout % k == 0:
+            return Shared(select(self.value, groups // (self.fanout // k)), k)
         return self.select(group_rows(groups, k))
 
     def cat(self, others: Sequence[Shared]) -> Shared:

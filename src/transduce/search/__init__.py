@@ -7,6 +7,6 @@ from .scorers import BlockNGrams, Constrain, CoveragePenalty, Ensemble, Fusion, 
 from .single import Greedy, Sample
 
 __all__ = [
-    "Beam", "BlockNGrams", "Constrain", "CoveragePenalty", "Ensemble", "Fusion", "Greedy", "LengthPenalty", "MaxLength",
-    "Sample", "StepScorer", "align", "ratio", "score",
+    "Beam", "BlockNGrams", "Constrain", "CoveragePenalty", "Ensemble", "Fusion", "Greedy", "LengthPenalty",
+    "MaxLength", "Sample", "StepScorer", "align", "ratio", "score",
 ]

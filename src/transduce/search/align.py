@@ -7,6 +7,7 @@ from typing import Sequence
 import torch
 from torch import Tensor
 
+from transduce.core.errors import UserError
 from transduce.core.protocols import Hypothesis, Model
 from transduce.core.seq import EOS, Batch, Seq
 from transduce.core.tap import record
@@ -14,9 +15,9 @@ from transduce.core.tap import record
 
 @torch.no_grad()
 def score(model: Model, batch: Batch) -> Tensor:
-    """log p of each row's whole target, EOS included: (B,)"""
+    """log p(y | x) = sum_u log p(y_u | y_<u, x) of each row's whole target, EOS included, in nats: (B,)"""
     if batch.target is None:
-        raise ValueError("scoring needs targets")
+        raise UserError("Scoring needs a batch with targets.")
     dist, _ = model(batch.previous, model.start(batch, continues=False), mask=batch.target.mask)
     log_p = dist.log_prob(batch.target.data)
     return torch.where(batch.target.valid(), log_p, torch.zeros_like(log_p)).sum(1)
@@ -28,9 +29,14 @@ def align(
 ) -> list[Tensor]:
     """Attention of each hypothesis to its source, one (U,S) matrix a row, EOS as the last target row.
 
-    The model reads each hypothesis as if it were given; every tapped tensor whose name matches ``pattern`` and that attends to the source counts,
-    averaged over heads and layers. An empty list comes back for a model that attends to nothing.
+    ``hypotheses``: one for each row of the batch. The model reads them as if they were given; every tapped
+    tensor whose name matches ``pattern`` and that attends to the source counts, averaged over heads and
+    layers. An empty list comes back for a model that attends to no source.
     """
+    if batch.source is None:
+        return []
+    if len(hypotheses) != batch.size:
+        raise UserError(f"align needs one hypothesis a row, got {len(hypotheses)} for {batch.size} rows.")
     target = Seq.from_lists([[*h.ids, EOS] for h in hypotheses])
     forced = Batch(batch.source, target.to(batch.source.data.device), batch.rows)
     with record(model, pattern) as seen:

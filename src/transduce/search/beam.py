@@ -2,60 +2,43 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Sequence
+from typing import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from transduce.core import state as states
-from transduce.core.dist import Dist
+from transduce.core.errors import UserError
 from transduce.core.protocols import Hypothesis, Model
 from transduce.core.seq import BOS, EOS, Batch
 from transduce.core.state import State
 from transduce.core.tap import record
 
-from .limits import MaxLength, device_of, ratio, resolve, without_special
+from .limits import NEVER, WORTH_DROPPING, MaxLength, device_of, forbid_special, ratio, refuse_nan, resolve
+from .pool import Pool, Step, best_candidates, read_back
 from .scorers import LengthPenalty, StepScorer
-
-NEVER = float("-inf")
-
-
-@dataclass
-class _Pool:
-    """Finished hypotheses of all sources: normalised score (B,W), ids (B,W,limit), length and parts."""
-
-    score: Tensor
-    ids: Tensor
-    length: Tensor
-    parts: Tensor
-
-    def add(self, sources: Tensor, score: Tensor, ids: Tensor, length: int, parts: Tensor) -> None:
-        """Offer (n,W) hypotheses of some sources; the best W of each stay. Equal scores: the older one first."""
-        width = self.score.shape[1]
-        both = torch.cat((self.score[sources], score), 1)
-        kept, index = both.sort(dim=1, descending=True, stable=True)
-        index = index[:, :width]
-        pick = lambda old, new: torch.cat((old[sources], new), 1).gather(
-            1, index.view(*index.shape, *([1] * (new.dim() - 2))).expand(-1, -1, *new.shape[2:])
-        )
-        self.ids[sources] = pick(self.ids, ids)
-        self.length[sources] = pick(self.length, torch.full_like(index, length))
-        self.parts[sources] = pick(self.parts, parts)
-        self.score[sources] = kept[:, :width]
 
 
 class Beam:
     """Keeps the ``width`` best unfinished hypotheses of every source.
 
-    At each step the ``width`` best continuations are taken; those that end move to a pool of finished ones, ranked by
-    ``length(sum of all parts, n)`` with n the number of symbols, EOS included. A source is done when nothing is left
-    to continue, or when its ``num_best`` finished hypotheses beat the best case of every live one
-    (:meth:`LengthPenalty.best_case`; only if no scorer can give a positive score). Hypotheses cut off at ``max_length``
-    fill up the list behind the finished ones. Width 1 is greedy search; a width that holds everything is exhaustive.
+    At each step the ``width`` best continuations are taken, by the sum of all parts; those that end move to
+    a pool of finished ones, ranked by ``length(sum of all parts, n)`` with n the number of symbols, EOS
+    included. Among equal scores the continuation of the better hypothesis comes first, then the lower
+    symbol id.
 
-    ``scorers``: see :mod:`transduce.search.scorers`. Their sums are reported in ``Hypothesis.parts`` beside "model".
+    A source is done when no hypothesis is left to continue, or when it has ``num_best`` finished ones and
+    the last of them is at least as good as the best case of every live one
+    (:meth:`LengthPenalty.best_case`). So stopping early never changes the result. The bound needs parts
+    that never grow; with a scorer that is not ``never_positive`` the search runs to ``max_length``.
+    Hypotheses cut off there fill up the list behind the finished ones.
+
+    Width 1 is greedy search; a width that holds everything is exhaustive. ``scorers``: see
+    :mod:`transduce.search.scorers`. ``Hypothesis.parts`` holds the sum of the model's scores as "model",
+    that of each scorer under its name, and where ``length`` changes scores, what it added as "length";
+    together they are the score.
     """
 
     def __init__(
@@ -69,151 +52,172 @@ class Beam:
         allow_unknown: bool = False,
     ) -> None:
         if width < 1 or not 1 <= num_best <= width:
-            raise ValueError(f"a beam needs width >= num_best >= 1, got width {width} and num_best {num_best}")
+            raise UserError(f"A beam needs width >= num_best >= 1, got {width} and {num_best}.")
+        names = [s.name for s in scorers]
+        if len({*names, "model", "length"}) != len(names) + 2:
+            raise UserError(
+                f'The scorers of a beam need different names, none "model" or "length", got {", ".join(names)}; '
+                "set the attribute `name` of one."
+            )
         self.width, self.num_best, self.max_length = width, num_best, max_length
         self.length, self.scorers, self.allow_unknown = length, tuple(scorers), allow_unknown
-        if len({s.name for s in self.scorers} | {"model"}) != len(self.scorers) + 1:
-            raise ValueError("the scorers of a beam need different names, none of them 'model'")
 
     @torch.no_grad()
     def __call__(self, model: Model, batch: Batch) -> list[list[Hypothesis]]:
         return _BeamRun(self, model, batch).run()
 
 
+@dataclass
+class _Gains:
+    """What one step adds to each part: ``steps`` (G,W*V) or (G,W*1) by part, ``at_end`` (G,W) by part; None
+    for 0."""
+
+    steps: list[Tensor | None]
+    at_end: list[Tensor | None]
+
+
 class _BeamRun:
-    """One search. Sources that are done leave the computation; ``sources`` are the batch rows still searched."""
+    """One search. Sources that are done leave the computation; ``sources`` (G,) are the batch rows still
+    searched.
+
+    ``sums`` (G,W): total of each live hypothesis, -inf for an empty slot. ``parts`` (G,W,P): what it is
+    made of.
+    """
 
     def __init__(self, beam: Beam, model: Model, batch: Batch) -> None:
         self.beam, self.model = beam, model
-        self.limit = resolve(beam.max_length, batch)
-        self.device, width = device_of(batch), beam.width
-        size, rows = batch.size, batch.size * width
-        new = lambda *shape, fill, dtype=torch.float: torch.full(shape, fill, dtype=dtype, device=self.device)
-        self.state = states.expand(model.start(batch, capacity=self.limit), width)
-        self.extra: list[State] = [s.start(batch, rows) for s in beam.scorers]
-        self.sources = torch.arange(size, device=self.device)
-        self.parts = new(size, width, 1 + len(beam.scorers), fill=0.0)
-        self.alive = new(size, width, fill=False, dtype=torch.bool)
-        self.alive[:, 0] = True
-        self.ids = new(size, width, self.limit, fill=EOS, dtype=torch.long)
-        self.previous = new(rows, fill=BOS, dtype=torch.long)
-        self.pool = _Pool(
-            new(size, width, fill=NEVER), self.ids.clone(), new(size, width, fill=0, dtype=torch.long), self.parts.clone()
-        )
-        self.cut_off: dict[int, list[Hypothesis]] = {}
+        self.limits, self.longest = resolve(beam.max_length, batch)
+        size, width, device = batch.size, beam.width, device_of(batch)
+        self.state = states.expand(model.start(batch, capacity=self.longest), width)
+        self.extra: list[State] = [s.start(batch, size * width) for s in beam.scorers]
+        self.sources = torch.arange(size, device=device)
+        # Sums over many steps in float64, so that a long hypothesis's score is that of its symbols.
+        self.sums = torch.full((size, width), NEVER, dtype=torch.float64, device=device)
+        self.sums[:, 0] = 0.0
+        self.parts = self.sums.new_zeros(size, width, 1 + len(beam.scorers))
+        self.previous = torch.full((size * width,), BOS, device=device)
+        self.pool = Pool.empty(self.sums, beam.num_best, self.parts.shape[-1])
+        self.steps: list[Step] = []
+        self.can_stop_early = all(s.never_positive for s in beam.scorers)
 
     def run(self) -> list[list[Hypothesis]]:
-        for step in range(self.limit):
-            self._step(step)
-            if not self._keep_searching(step + 1):
-                break
-        self._note_cut_off()
+        with ExitStack() as stack:
+            seen = [
+                None if s.attention is None else stack.enter_context(record(self.model, s.attention))
+                for s in self.beam.scorers
+            ]
+            for step in range(self.longest):
+                self._step(step, seen)
+                if not self._keep_searching(step + 1):
+                    break
         return self._collect()
 
-    def _step(self, step: int) -> None:
-        groups, width = len(self.sources), self.beam.width
-        gains, at_end = self._gains()  # (G,W,V,P), (G,W,P)
-        num_symbols = gains.shape[2]
-        total = self.parts.sum(-1)[..., None] + gains.sum(-1)
-        total[..., EOS] += at_end.sum(-1)
-        total = torch.where(self.alive[..., None], total, NEVER).flatten(1)
-        best, flat = total.topk(min(width, total.shape[1]), 1)
-        if best.shape[1] < width:  # fewer continuations than the beam is wide
-            fill = width - best.shape[1]
-            best = torch.cat((best, best.new_full((groups, fill), NEVER)), 1)
-            flat = torch.cat((flat, flat.new_zeros(groups, fill)), 1)
+    def _step(self, step: int, seen: Sequence[dict[str, list[Tensor]] | None]) -> None:
+        total, gains = self._score_continuations(seen)  # (G,W,V)
+        num_symbols = total.shape[-1]
+        best, flat = best_candidates(total.flatten(1), self.beam.width)
+        refuse_nan(best)
         parents, chosen = flat // num_symbols, flat % num_symbols
-        group = torch.arange(groups, device=self.device)[:, None]
-        ends = chosen == EOS
-        self.parts = self.parts[group, parents] + gains[group, parents, chosen]
-        self.parts = self.parts + torch.where(ends[..., None], at_end[group, parents], 0.0)
-        self.parts = torch.where(torch.isfinite(best)[..., None], self.parts, 0.0)
-        self.ids = self.ids[group, parents]
-        self.ids[:, :, step] = chosen
-        valid = torch.isfinite(best)
-        finished = ends & valid
-        scores = torch.where(finished, self.beam.length(best, step + 1), NEVER)
-        self.pool.add(self.sources, scores, self.ids, step + 1, self.parts)
-        self.alive = valid & ~ends
-        self.previous = chosen.flatten()
-        self.state = states.reorder(self.state, parents)
-        self.extra = [states.reorder(e, parents) for e in self.extra]
+        valid, ends = best > NEVER, chosen == EOS
+        self._add_to_parts(gains, parents, chosen, valid)
+        self.steps.append(Step(self.sources, chosen, parents))
 
-    def _gains(self) -> tuple[Tensor, Tensor]:
-        """What each continuation adds, by part, and what ending adds besides."""
-        wanted = [s.attention for s in self.beam.scorers if s.attention is not None]
-        with record(self.model, wanted[0]) if wanted else nullcontext({}) as seen:
-            dist, self.state = self.model(self.previous[:, None], self.state)
-        model_scores = without_special(_last(dist), self.beam.allow_unknown)
-        rows, num_symbols = model_scores.shape
-        columns, at_end = [model_scores], [model_scores.new_zeros(rows)]
-        for i, scorer in enumerate(self.beam.scorers):
-            if scorer.attention is not None:
-                self.extra[i] = scorer.observe(_mean_weights(seen), self.extra[i])
+        sums = self.parts.sum(-1)
+        at_limit = (self.limits[self.sources] == step + 1)[:, None]
+        complete = valid & (ends | at_limit)
+        if bool(complete.any()):
+            scores = torch.where(complete, self.beam.length(sums, step + 1), NEVER)
+            self.pool.offer(self.sources, scores, complete & ends, step, self.parts)
+        self.sums = torch.where(valid & ~complete, sums, NEVER)
+        self.previous = chosen.flatten()
+        if self.beam.width > 1:
+            self.state = states.reorder(self.state, parents)
+            self.extra = [states.reorder(e, parents) for e in self.extra]
+
+    def _score_continuations(self, seen: Sequence[dict[str, list[Tensor]] | None]) -> tuple[Tensor, _Gains]:
+        """The totals (G,W,V) of every continuation, and what each part gains by it."""
+        groups, width = self.sums.shape
+        dist, self.state = self.model(self.previous[:, None], self.state)
+        scores = dist.scores[:, -1]  # (G*W,V)
+        rows, num_symbols = scores.shape
+        gains = _Gains([scores.reshape(groups, -1)], [None])
+        total = scores.reshape(groups, width, num_symbols) + self.sums[..., None].to(scores.dtype)
+        for i, (scorer, weights) in enumerate(zip(self.beam.scorers, seen)):
+            if weights is not None:
+                self.extra[i] = scorer.observe(_mean_weights(weights), self.extra[i])
+                weights.clear()
             gained, self.extra[i] = scorer.score(self.previous, self.extra[i], num_symbols)
-            columns.append(torch.zeros_like(model_scores) if gained is None else gained.expand(rows, num_symbols))
+            if gained is not None:
+                if gained.shape not in ((rows, num_symbols), (rows, 1)):
+                    raise UserError(
+                        f'The scorer "{scorer.name}" gave scores of shape {tuple(gained.shape)} where the model '
+                        f"has {num_symbols} symbols; both need the same vocabulary."
+                    )
+                total += gained.view(groups, width, -1)
             ending = scorer.finish(self.extra[i])
-            at_end.append(model_scores.new_zeros(rows) if ending is None else ending)
-        shape = (len(self.sources), self.beam.width)
-        return torch.stack(columns, -1).unflatten(0, shape), torch.stack(at_end, -1).unflatten(0, shape)
+            if ending is not None:
+                total[..., EOS] += ending.view(groups, width)
+            gains.steps.append(None if gained is None else gained.reshape(groups, -1))
+            gains.at_end.append(None if ending is None else ending.view(groups, width))
+        return forbid_special(total, self.beam.allow_unknown), gains
+
+    def _add_to_parts(self, gains: _Gains, parents: Tensor, chosen: Tensor, valid: Tensor) -> None:
+        group, ends = torch.arange(len(parents), device=parents.device)[:, None], chosen == EOS
+        parts = self.parts[group, parents]
+        for p, (gained, ending) in enumerate(zip(gains.steps, gains.at_end)):
+            if gained is not None:
+                per_slot = gained.shape[1] // self.beam.width
+                parts[..., p] += gained.gather(1, parents * per_slot + (chosen if per_slot > 1 else 0))
+            if ending is not None:
+                parts[..., p] += torch.where(ends, ending.gather(1, parents), torch.zeros_like(ending))
+        self.parts = torch.where(valid[..., None], parts, torch.zeros_like(parts))
 
     def _keep_searching(self, length: int) -> bool:
         """Drop the sources that are done; False when none is left."""
-        going = self.alive.any(1)
-        if all(s.never_positive for s in self.beam.scorers):
-            live = torch.where(self.alive, self.parts.sum(-1), NEVER).max(1).values
-            bound = self.beam.length.best_case(live, length, self.limit)
-            going &= ~(self.pool.score[self.sources, self.beam.num_best - 1] >= bound)
+        live = self.sums.max(1).values
+        going = live > NEVER
+        if self.can_stop_early:
+            bound = self.beam.length.best_case(live, length, self.limits[self.sources])
+            going &= ~(self.pool.ended[self.sources, -1] & (self.pool.score[self.sources, -1] >= bound))
         keep = going.nonzero()[:, 0]
         if len(keep) == 0:
-            self.alive = torch.zeros_like(self.alive)
             return False
-        if len(keep) <= 0.75 * len(going):
+        if len(keep) <= WORTH_DROPPING * len(going):
             width = self.beam.width
-            rows = states.group_rows(keep, width)
             self.state = states.select_groups(self.state, keep, width)
             self.extra = [states.select_groups(e, keep, width) for e in self.extra]
-            self.sources, self.parts, self.alive = self.sources[keep], self.parts[keep], self.alive[keep]
-            self.ids, self.previous = self.ids[keep], self.previous[rows]
+            self.previous = self.previous[states.group_rows(keep, width)]
+            self.sources, self.sums, self.parts = self.sources[keep], self.sums[keep], self.parts[keep]
         else:
-            self.alive &= going[:, None]
+            self.sums = torch.where(going[:, None], self.sums, NEVER)
         return True
 
-    def _note_cut_off(self) -> None:
-        """Live hypotheses at the length limit, for sources with too few finished ones."""
-        totals = self.parts.sum(-1)
-        for g, source in enumerate(self.sources.tolist()):
-            found = [
-                self._hypothesis(self.ids[g, w], self.limit, float(self.beam.length(totals[g, w], self.limit)), self.parts[g, w], False)
-                for w in range(self.beam.width)
-                if bool(self.alive[g, w])
-            ]
-            self.cut_off[source] = sorted(found, key=lambda h: -h.score)
-
     def _collect(self) -> list[list[Hypothesis]]:
-        pool, lists = self.pool, []
-        scores, lengths = pool.score.tolist(), pool.length.tolist()
-        for b in range(len(scores)):
-            found = [
-                self._hypothesis(pool.ids[b, w], lengths[b][w] - 1, scores[b][w], pool.parts[b, w], True)
-                for w in range(self.beam.num_best)
-                if scores[b][w] > NEVER
+        """One transfer of everything, then plain numbers."""
+        ids = read_back(self.steps, self.pool).tolist()
+        lengths = (self.pool.step + 1 - self.pool.ended.long()).tolist()
+        pool = self.pool
+        facts = zip(ids, lengths, pool.score.tolist(), pool.parts.tolist(), pool.ended.tolist())
+        return [
+            [
+                Hypothesis(tuple(symbols[:n]), score, self._named(parts, score), ended)
+                for symbols, n, score, parts, ended in zip(*row)
+                if score > NEVER
             ]
-            lists.append((found + self.cut_off.get(b, []))[: self.beam.num_best])
-        return lists
+            for row in facts
+        ]
 
-    def _hypothesis(self, ids: Tensor, length: int, score: float, parts: Tensor, finished: bool) -> Hypothesis:
-        names = ["model", *(s.name for s in self.beam.scorers)]
-        return Hypothesis(tuple(ids[:length].tolist()), score, dict(zip(names, parts.tolist())), finished)
-
-
-def _last(dist: Dist) -> Tensor:
-    return dist.scores[:, -1].float()
+    def _named(self, parts: Sequence[float], score: float) -> Mapping[str, float]:
+        named = dict(zip(["model", *(s.name for s in self.beam.scorers)], parts))
+        return named if self.beam.length.is_neutral else {**named, "length": score - sum(parts)}
 
 
-def _mean_weights(seen: dict[str, list[Any]]) -> Tensor:
+def _mean_weights(seen: Mapping[str, Sequence[Tensor]]) -> Tensor:
     """Recorded attention (R,1,S) or (R,H,1,S) -> (R,S), averaged over heads and layers."""
     flat = [w.mean(1) if w.dim() == 4 else w for calls in seen.values() for w in calls]
     if not flat:
-        raise ValueError("coverage needs a model with attention to its source; none was recorded")
-    return torch.stack([w[:, -1] for w in flat]).mean(0).float()
+        raise UserError(
+            "A coverage penalty needs a model with attention to its source, but none was recorded; leave the "
+            "penalty out, or give it the name pattern of the model's attention weights."
+        )
+    return torch.stack([w[:, -1] for w in flat]).mean(0)

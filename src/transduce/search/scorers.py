@@ -10,16 +10,20 @@ from torch import Tensor
 
 from transduce.core import state as states
 from transduce.core.dist import Categorical
+from transduce.core.errors import UserError
 from transduce.core.protocols import Model
 from transduce.core.seq import Batch
 from transduce.core.state import State
+
+from .limits import NEVER, device_of
 
 
 class StepScorer(ABC):
     """Scores every continuation of every hypothesis, with a state of its own that follows the beam.
 
-    ``name``: its part in :class:`Hypothesis.parts`. ``never_positive``: no score it gives is above 0, which lets the beam stop
-    early. ``attention``: name pattern of tapped attention weights it wants to see, or None. Rows are hypotheses (R).
+    ``name``: its part in :class:`Hypothesis.parts`. ``never_positive``: no score it gives is above 0, which
+    lets the beam stop early. ``attention``: name pattern of tapped attention weights it wants to see, or
+    None. Rows are hypotheses (R).
     """
 
     name: str
@@ -31,7 +35,8 @@ class StepScorer(ABC):
         return ()
 
     def score(self, ids: Tensor, state: State, num_symbols: int) -> tuple[Tensor | None, State]:
-        """The symbols (R,) just chosen (BOS first) -> what to add for each next symbol, (R,V) or (R,1) or None."""
+        """The symbols (R,) just chosen (BOS first) -> what to add for each next symbol, (R,V) or (R,1) or
+        None."""
         return None, state
 
     def observe(self, weights: Tensor, state: State) -> State:
@@ -44,45 +49,73 @@ class StepScorer(ABC):
 
 
 class LengthPenalty:
-    """How scores of different lengths are compared: score / ((5 + n) / 6)^alpha + reward * n, EOS counted in n.
+    """How scores of different lengths are compared: score / ((5 + n) / 6)^alpha + reward * n, EOS counted
+    in n.
 
-    Wu et al. 2016 (arXiv 1609.08144, section 7). ``alpha=0`` with ``reward=0`` compares sums of log-probabilities.
+    Wu et al. 2016 (arXiv 1609.08144, section 7). ``alpha=0`` with ``reward=0`` compares sums of
+    log-probabilities.
     """
 
     def __init__(self, alpha: float = 0.6, reward: float = 0.0) -> None:
+        if alpha < 0:
+            raise UserError(f"A length penalty needs alpha >= 0, got {alpha}; use a negative reward for short answers.")
         self.alpha, self.reward = alpha, reward
+
+    @property
+    def is_neutral(self) -> bool:
+        """True when scores are left as they are."""
+        return self.alpha == 0 and self.reward == 0
 
     def __call__(self, score: Tensor, length: int) -> Tensor:
         return score / ((5 + length) / 6) ** self.alpha + self.reward * length
 
-    def best_case(self, score: Tensor, length: int, limit: int) -> Tensor:
-        """The most that a live hypothesis of this score and length can reach, if steps never score above 0."""
-        ends = [length + 1, limit]
-        candidates = [score / ((5 + n) / 6) ** self.alpha for n in ends]
-        return torch.maximum(*candidates) + self.reward * (limit if self.reward > 0 else length + 1)
+    def best_case(self, score: Tensor, length: int, limit: int | Tensor) -> Tensor:
+        """The most that a live hypothesis of this score and length can reach by ``limit`` symbols, if steps
+        never score above 0: its score stays, and the kinder of the two extreme lengths counts."""
+        latest = torch.as_tensor(limit, device=score.device)
+        shortest, longest = score / ((6 + length) / 6) ** self.alpha, score / ((5 + latest) / 6) ** self.alpha
+        return torch.maximum(shortest, longest) + self.reward * (latest if self.reward > 0 else length + 1)
 
 
 class CoveragePenalty(StepScorer):
-    """beta * sum_s log(min(sum_u a_us, 1)), given when a hypothesis ends: source that was not attended to costs.
+    """beta * sum_s log(min(sum_u a_us, 1)), given when a hypothesis ends: source that was not attended to
+    costs.
 
-    Wu et al. 2016 (section 7). Valid source positions only. Weights with heads are averaged over them.
+    Wu et al. 2016 (section 7). Valid source positions only; a position's sum counts as 1e-6 at least.
+    Weights are averaged over heads and over the layers whose tapped name matches the pattern ``attention``.
     """
 
     name = "coverage"
 
     def __init__(self, beta: float = 0.2, attention: str = "*attend.weights") -> None:
+        if beta < 0:
+            raise UserError(f"A coverage penalty needs beta >= 0, got {beta}.")
         self.beta, self.attention = beta, attention
 
     def start(self, batch: Batch, rows: int) -> State:
-        valid = batch.source.valid().repeat_interleave(rows // batch.size, 0)
-        return {"valid": valid, "seen": torch.zeros(valid.shape, device=valid.device)}
+        if batch.source is None:
+            raise UserError("A coverage penalty needs sources; leave it out for a language model.")
+        valid = batch.source.valid()
+        return {
+            "valid": states.Shared(valid, rows // batch.size),
+            "seen": torch.zeros(rows, valid.shape[1], device=valid.device),
+        }
 
     def observe(self, weights: Tensor, state: State) -> State:
+        if weights.shape != state["seen"].shape:
+            raise UserError(
+                f"A coverage penalty needs an attention weight for each of {state['seen'].shape[-1]} source symbols, "
+                f"but {weights.shape[-1]} were recorded; give it the name pattern of the attention to the source."
+            )
         return {**state, "seen": state["seen"] + weights}
 
     def finish(self, state: State) -> Tensor:
         logs = state["seen"].clamp(1e-6, 1.0).log()
-        return self.beta * torch.where(state["valid"], logs, torch.zeros_like(logs)).sum(-1)
+        return self.beta * torch.where(state["valid"].flat(), logs, torch.zeros_like(logs)).sum(-1)
+
+
+def _no_history(batch: Batch, rows: int) -> Tensor:
+    return torch.zeros(rows, 0, dtype=torch.long, device=device_of(batch))
 
 
 class BlockNGrams(StepScorer):
@@ -92,12 +125,11 @@ class BlockNGrams(StepScorer):
 
     def __init__(self, n: int = 3) -> None:
         if n < 1:
-            raise ValueError(f"n-grams have at least one symbol, got n = {n}")
+            raise UserError(f"Blocked n-grams have at least one symbol, got n = {n}.")
         self.n = n
 
     def start(self, batch: Batch, rows: int) -> State:
-        some = batch.source if batch.source is not None else batch.target
-        return torch.zeros(rows, 0, dtype=torch.long, device=some.data.device)
+        return _no_history(batch, rows)
 
     def score(self, ids: Tensor, state: State, num_symbols: int) -> tuple[Tensor | None, State]:
         history = torch.cat((state, ids[:, None]), 1)  # begins with BOS, which never repeats
@@ -108,57 +140,72 @@ class BlockNGrams(StepScorer):
         same = (grams[:, :, : n - 1] == history[:, None, length - n + 1 :]).all(-1)
         hits = torch.zeros(len(ids), num_symbols, device=ids.device)
         hits.scatter_add_(1, grams[:, :, n - 1], same.float())
-        return torch.where(hits > 0, float("-inf"), 0.0), history
+        return torch.where(hits > 0, NEVER, 0.0), history
 
 
 class Fusion(StepScorer):
-    """Shallow fusion: weight * log p_other(y | y_<u) of another model over the same symbols (Gulcehre et al. 2015, section 4.1)."""
+    """Shallow fusion: weight * log p_other(y | y_<u) of another model over the same symbols.
 
-    name = "fusion"
+    Gulcehre et al. 2015 (arXiv 1503.03535, section 4.1). A negative weight subtracts the other model; the
+    beam then cannot stop early. Two fusions in one beam need different names.
+    """
 
-    def __init__(self, model: Model, weight: float = 0.3) -> None:
-        self.model, self.weight = model, weight
+    def __init__(self, model: Model, weight: float = 0.3, name: str = "lm") -> None:
+        self.model, self.weight, self.name = model, weight, name
         self.never_positive = weight >= 0
 
     def start(self, batch: Batch, rows: int) -> State:
         return states.expand(self.model.start(batch), rows // batch.size)
 
-    def score(self, ids: Tensor, state: State, num_symbols: int) -> tuple[Tensor, State]:
+    def score(self, ids: Tensor, state: State, num_symbols: int) -> tuple[Tensor | None, State]:
         dist, state = self.model(ids[:, None], state)
-        return self.weight * dist.scores[:, -1].float(), state
+        # 0 * -inf is not a number
+        return (self.weight * dist.scores[:, -1] if self.weight != 0 else None), state
 
 
 class Constrain(StepScorer):
-    """Only symbols that ``allowed(history) -> (R,V) bool`` permits; history (R,u) begins with BOS."""
+    """Only the symbols that ``allowed(history, sources)`` permits, (R,V) bool.
+
+    ``history`` (R,u): each hypothesis so far, BOS first. ``sources`` (R,): the row of the batch it belongs
+    to. A source all of whose hypotheses run into a step where nothing is allowed gets the shorter list, or
+    none.
+    """
 
     name = "constraint"
 
-    def __init__(self, allowed: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, allowed: Callable[[Tensor, Tensor], Tensor]) -> None:
         self.allowed = allowed
 
     def start(self, batch: Batch, rows: int) -> State:
-        return BlockNGrams(1).start(batch, rows)
+        sources = torch.arange(batch.size, device=device_of(batch)).repeat_interleave(rows // batch.size)
+        return {"history": _no_history(batch, rows), "sources": sources}
 
     def score(self, ids: Tensor, state: State, num_symbols: int) -> tuple[Tensor, State]:
-        history = torch.cat((state, ids[:, None]), 1)
-        return torch.where(self.allowed(history), 0.0, float("-inf")), history
+        history = torch.cat((state["history"], ids[:, None]), 1)
+        permitted = self.allowed(history, state["sources"])
+        return torch.where(permitted, 0.0, NEVER), {**state, "history": history}
 
 
 class Ensemble(Model):
-    """Several models as one: the mean of their probabilities ("prob") or of their log-probabilities, renormalised ("log").
+    """Several models as one.
 
-    The models share one vocabulary; each keeps its own state. ``weights`` sum to one; equal by default.
+    "prob": p = sum_i w_i p_i. "log": log p = sum_i w_i log p_i, renormalised. The models share one
+    vocabulary; each keeps its own state. ``weights`` are above 0 and sum to one; equal by default.
     """
 
-    def __init__(self, models: Sequence[Model], weights: Sequence[float] | None = None, mode: str = "prob") -> None:
+    def __init__(
+        self, models: Sequence[Model], weights: Sequence[float] | None = None, mode: str = "prob"
+    ) -> None:
         super().__init__()
         if not models:
-            raise ValueError("an ensemble needs at least one model")
+            raise UserError("An ensemble needs at least one model.")
         if mode not in ("prob", "log"):
-            raise ValueError(f'an ensemble averages "prob" or "log", not {mode!r}')
+            raise UserError(f'The mode of an ensemble is "prob" or "log", not {mode!r}.')
         given = [1.0 / len(models)] * len(models) if weights is None else list(weights)
-        if len(given) != len(models) or abs(sum(given) - 1.0) > 1e-6 or min(given) < 0:
-            raise ValueError(f"an ensemble of {len(models)} models needs as many weights that sum to 1, got {given}")
+        if len(given) != len(models) or abs(sum(given) - 1.0) > 1e-6 or min(given) <= 0:
+            raise UserError(
+                f"An ensemble of {len(models)} models needs as many weights above 0 that sum to 1, got {given}."
+            )
         self.models = torch.nn.ModuleList(models)
         self.weights, self.mode = given, mode
 
@@ -167,7 +214,11 @@ class Ensemble(Model):
 
     def forward(self, prev: Tensor, state: State, *, mask: Tensor | None = None) -> tuple[Categorical, State]:
         found = [m(prev, s, mask=mask) for m, s in zip(self.models, state)]
-        scores = torch.stack([dist.scores.float() for dist, _ in found])
-        weights = torch.tensor(self.weights, device=scores.device).view(-1, *([1] * (scores.dim() - 1)))
+        sizes = {dist.scores.shape[-1] for dist, _ in found}
+        if len(sizes) > 1:
+            raise UserError(f"The models of an ensemble need one vocabulary, got sizes {sorted(sizes)}.")
+        scores = torch.stack([dist.scores for dist, _ in found])
+        weights = torch.tensor(self.weights, dtype=scores.dtype, device=scores.device)
+        weights = weights.view(-1, *([1] * (scores.dim() - 1)))
         mixed = (scores + weights.log()).logsumexp(0) if self.mode == "prob" else (weights * scores).sum(0)
         return Categorical(mixed), tuple(s for _, s in found)
