@@ -1,4 +1,4 @@
-"""Bundles: what is written comes back, and everything that is not a sound bundle is refused with one sentence."""
+"""Bundles: what is written comes back, and everything that is not a sound bundle is refused."""
 
 from __future__ import annotations
 
@@ -22,8 +22,17 @@ from transduce.train.tensorfile import check_layout
 
 DATA = pairs()
 ABOUT = {
-    "corpus": {"name": "toy words", "kind": "pairs", "licence": "CC0", "origin": "made up", "sequence_name": "word error",
-               "symbol_name": "letter error", "train": 100, "valid": 10, "test": 10},
+    "corpus": {
+        "name": "toy words",
+        "kind": "pairs",
+        "licence": "CC0",
+        "origin": "made up",
+        "sequence_name": "word error",
+        "symbol_name": "letter error",
+        "train": 100,
+        "valid": 10,
+        "test": 10,
+    },
     "training": {"steps": 1234, "seconds": 56.7, "schedule": "one-cycle"},
 }
 METRICS = {"valid": {"loss": 0.5, "sequence_error": 0.321, "symbol_error": 0.0456, "rows": 10}}
@@ -68,14 +77,26 @@ def test_round_trip(folder):
     parts.load_into(fresh)
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), fresh.parameters()))
     assert fresh.out.weight is fresh.target.weight
-    assert listing(folder.parent) == ["bundle", "bundle/README.md", "bundle/bundle.json", "bundle/model.safetensors"]
+    assert listing(folder.parent) == [
+        "bundle",
+        "bundle/README.md",
+        "bundle/bundle.json",
+        "bundle/model.safetensors",
+    ]
     assert set(official_load((folder / "model.safetensors").read_bytes())) == set(parts.weights)
 
 
 def test_the_card_says_what_was_measured_how_and_on_what(folder):
     card = (folder / "README.md").read_text()
-    for expected in ("| valid | word error | 32.10 % |", "| valid | letter error | 4.56 % |", "CC0", "made up", "1,234",
-                     "transduce.load", "100 train, 10 valid, 10 test"):
+    for expected in (
+        "| valid | word error | 32.10 % |",
+        "| valid | letter error | 4.56 % |",
+        "CC0",
+        "made up",
+        "1,234",
+        "transduce.load",
+        "100 train, 10 valid, 10 test",
+    ):
         assert expected in card
     bundle.add_metrics(folder, {"test": {"sequence_error": 0.25}})
     assert "| test | word error | 25.00 % |" in (folder / "README.md").read_text()
@@ -84,7 +105,9 @@ def test_the_card_says_what_was_measured_how_and_on_what(folder):
 
 def test_it_is_never_overwritten_unless_asked(folder):
     system = toy(DATA, seed=4)
-    write = lambda overwrite: bundle.write(folder, system.model, "toy", system.config, DATA.spec, {}, None, overwrite)
+    write = lambda overwrite: bundle.write(
+        folder, system.model, "toy", system.config, DATA.spec, {}, None, overwrite
+    )
     with pytest.raises(BundleError, match="exists already"):
         write(False)
     assert bundle.read(folder).metrics == METRICS
@@ -200,11 +223,17 @@ ENTRY = '"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}'
     "content, match",
     [
         (raw("{" + ENTRY + ", " + ENTRY + "}", bytes(8)), '"w" stands there twice'),
-        (raw('{"w": {"dtype": "F32", "dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}', bytes(8)), "twice"),
+        (
+            raw('{"w": {"dtype": "F32", "dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}', bytes(8)),
+            "twice",
+        ),
         (raw("{" + ENTRY + "}", bytes(12)), "8 bytes of data and 12 are there"),
         (raw("{" + ENTRY + "}", bytes(4)), "8 bytes of data and 4 are there"),
         (raw('{"w": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}', bytes(12)), "gap or overlap"),
-        (raw("{" + ENTRY + ', "v": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}', bytes(12)), "gap or overlap"),
+        (
+            raw("{" + ENTRY + ', "v": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}', bytes(12)),
+            "gap or overlap",
+        ),
         (raw('{"w": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}', bytes(8)), "malformed"),
         (raw('{"w": {"dtype": "F99", "shape": [2], "data_offsets": [0, 8]}}', bytes(8)), "malformed"),
         (raw('{"w": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}', bytes(8)), "malformed"),
@@ -256,7 +285,9 @@ def test_tensors_must_fit_the_model(folder):
     refuse({n: t for n, t in good.items() if n != "out.bias"}, "lacks the tensor out.bias")
     refuse({**good, "extra": torch.zeros(1)}, "has the tensor extra")
     refuse({**good, "out.bias": torch.zeros(2)}, r"out.bias in shape \(2,\)")
-    refuse({**good, "out.bias": torch.zeros(good["out.bias"].shape, dtype=torch.long)}, "out.bias as torch.int64")
+    refuse(
+        {**good, "out.bias": torch.zeros(good["out.bias"].shape, dtype=torch.long)}, "out.bias as torch.int64"
+    )
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
 
 
@@ -280,6 +311,10 @@ def test_configs_come_back_as_their_classes(tmp_path):
     config = Outer(Inner(4), (3, 4, 5), 16)
     parts = bundle.read(bundle.write(tmp_path / "b", toy(DATA).model, "toy", config, DATA.spec, {}))
     assert parts.config_as(Outer) == config
-    for values, match in (({"widht": 3}, 'Did you mean "width"'), ({"width": 0}, "width must be"), ({"inner": 3}, "table")):
+    for values, match in (
+        ({"widht": 3}, 'Did you mean "width"'),
+        ({"width": 0}, "width must be"),
+        ({"inner": 3}, "table"),
+    ):
         with pytest.raises(BundleError, match=match):
             bundle.BundleParts({}, "toy", values, DATA.spec).config_as(Outer)

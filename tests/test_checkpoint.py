@@ -19,7 +19,11 @@ from transduce.train import checkpoint, storage
 
 
 def put(folder: Path, number: int) -> Path:
-    return checkpoint.save(folder, {"model": {"w": torch.full((3, 4), float(number)), "n": torch.tensor(number)}}, {"step": number})
+    return checkpoint.save(
+        folder,
+        {"model": {"w": torch.full((3, 4), float(number)), "n": torch.tensor(number)}},
+        {"step": number},
+    )
 
 
 def test_round_trip_keeps_tensors_state_and_only_the_newest(tmp_path):
@@ -50,13 +54,19 @@ def test_harm_is_found_and_the_file_named(tmp_path, harm, file):
         victim.unlink()
     else:
         flipped = bytes([content[-3] ^ 1])
-        victim.write_bytes({"cut": content[:-1], "flip": content[:-3] + flipped + content[-2:], "longer": content + b" "}[harm])
+        victim.write_bytes(
+            {"cut": content[:-1], "flip": content[:-3] + flipped + content[-2:], "longer": content + b" "}[
+                harm
+            ]
+        )
     with pytest.raises(checkpoint.CheckpointError, match=file.replace(".", r"\.")) as caught:
         checkpoint.load(tmp_path)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"files": {}}', b"\xff", b'{"format": 1, "files": {"state.json": 3}}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b'{"files": {}}', b"\xff", b'{"format": 1, "files": {"state.json": 3}}']
+)
 def test_a_damaged_manifest_is_one_sentence(tmp_path, content):
     (put(tmp_path, 1) / "manifest.json").write_bytes(content)
     with pytest.raises(checkpoint.CheckpointError):
@@ -100,7 +110,9 @@ def test_nothing_stored_is_one_sentence(tmp_path):
         checkpoint.load(tmp_path / "none")
 
 
-@pytest.mark.parametrize("code, word", [(errno.ENOSPC, "full"), (errno.EROFS, "read-only"), (errno.EACCES, "permission")])
+@pytest.mark.parametrize(
+    "code, word", [(errno.ENOSPC, "full"), (errno.EROFS, "read-only"), (errno.EACCES, "permission")]
+)
 @pytest.mark.parametrize("failing", [0, 1, 2])
 def test_a_disk_that_refuses_leaves_the_last_one_intact(tmp_path, monkeypatch, code, word, failing):
     put(tmp_path, 1)
@@ -140,7 +152,10 @@ def test_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
                 number = last
                 while True:
                     number += 1
-                    tensors = {g: {str(i): torch.full((50_000,), float(number)) for i in range(4)} for g in ("a", "b")}
+                    tensors = {
+                        g: {str(i): torch.full((50_000,), float(number)) for i in range(4)}
+                        for g in ("a", "b")
+                    }
                     checkpoint.save(folder, tensors, {"step": number})
             finally:
                 os._exit(1)

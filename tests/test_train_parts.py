@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from train_toys import listing, pairs, quick, toy
+from train_toys import listing, pairs, toy
 
 from transduce.core.errors import UserError
 from transduce.train import checkpoint, plots, storage
@@ -29,11 +29,30 @@ from transduce.train.schedules import SCHEDULES, factor
 @pytest.mark.parametrize(
     "field, value",
     [
-        ("max_time", 0), ("max_time", -5), ("max_time", float("nan")), ("max_time", float("inf")), ("max_steps", 0),
-        ("max_epochs", 0), ("batch_symbols", 0), ("learning_rate", 0), ("learning_rate", float("inf")),
-        ("schedule", "linear"), ("warmup", 1.0), ("warmup", -0.1), ("weight_decay", -1), ("betas", (0.9, 1.0)),
-        ("clip", -1), ("accumulate", 0), ("precision", "fp8"), ("ema", 1.0), ("evaluations", -1), ("patience", 0),
-        ("evaluation_rows", 0), ("log_every", 0), ("save_every", 0), ("threads", 0),
+        ("max_time", 0),
+        ("max_time", -5),
+        ("max_time", float("nan")),
+        ("max_time", float("inf")),
+        ("max_steps", 0),
+        ("max_epochs", 0),
+        ("batch_symbols", 0),
+        ("learning_rate", 0),
+        ("learning_rate", float("inf")),
+        ("schedule", "linear"),
+        ("warmup", 1.0),
+        ("warmup", -0.1),
+        ("weight_decay", -1),
+        ("betas", (0.9, 1.0)),
+        ("clip", -1),
+        ("accumulate", 0),
+        ("precision", "fp8"),
+        ("ema", 1.0),
+        ("evaluations", -1),
+        ("patience", 0),
+        ("evaluation_rows", 0),
+        ("log_every", 0),
+        ("save_every", 0),
+        ("threads", 0),
     ],
 )
 def test_senseless_settings_are_refused_by_name(field, value):
@@ -178,7 +197,9 @@ def test_resume_needs_a_run_with_a_checkpoint(tmp_path):
     assert not (folder.path / ".tmp-left-over").exists()
 
 
-@pytest.mark.parametrize("code, word", [(errno.EROFS, "read-only"), (errno.EACCES, "permission"), (errno.ENOSPC, "full")])
+@pytest.mark.parametrize(
+    "code, word", [(errno.EROFS, "read-only"), (errno.EACCES, "permission"), (errno.ENOSPC, "full")]
+)
 def test_places_that_cannot_be_written_are_one_sentence(tmp_path, monkeypatch, code, word):
     from pathlib import Path
 
@@ -274,22 +295,39 @@ def test_the_live_line_shows_everything():
     live.step(REPORT)
     live.stop()
     shown = stream.getvalue()
-    for part in ("step 20/100", "loss 1.250", "word error 40.0 %", "phoneme error 10.0 %", "1,500 words/s", "1:15 left",
-                 "a note [with brackets]"):
+    for part in (
+        "step 20/100",
+        "loss 1.250",
+        "word error 40.0 %",
+        "phoneme error 10.0 %",
+        "1,500 words/s",
+        "1:15 left",
+        "a note [with brackets]",
+    ):
         assert part in shown
 
 
 PNG = b"\x89PNG\r\n\x1a\n"
 HISTORY = [
-    {"step": s, "epoch": s / 50, "seconds": 3.0 * s, "loss": 3 * 0.98**s + 0.2, "learning_rate": 1e-3} for s in range(1, 100)
+    {"step": s, "epoch": s / 50, "seconds": 3.0 * s, "loss": 3 * 0.98**s + 0.2, "learning_rate": 1e-3}
+    for s in range(1, 100)
 ] + [
-    {"step": s, "epoch": s / 50, "seconds": 3.0 * s, "valid_loss": 3 * 0.98**s + 0.3, "sequence_error": 0.98**s,
-     "symbol_error": 0.3 * 0.98**s, "rows": 10}
+    {
+        "step": s,
+        "epoch": s / 50,
+        "seconds": 3.0 * s,
+        "valid_loss": 3 * 0.98**s + 0.3,
+        "sequence_error": 0.98**s,
+        "symbol_error": 0.3 * 0.98**s,
+        "rows": 10,
+    }
     for s in range(10, 100, 10)
 ]
 
 
-@pytest.mark.parametrize("history", [[], HISTORY, [{"step": 1, "seconds": 1.0, "valid_loss": 1.0, "bits_per_character": 2.0}]])
+@pytest.mark.parametrize(
+    "history", [[], HISTORY, [{"step": 1, "seconds": 1.0, "valid_loss": 1.0, "bits_per_character": 2.0}]]
+)
 def test_learning_curves_are_pictures_whatever_is_known(tmp_path, history):
     assert plots.learning_curve(history, tmp_path / "curve.png").read_bytes().startswith(PNG)
     assert listing(tmp_path) == ["curve.png"]
@@ -297,15 +335,24 @@ def test_learning_curves_are_pictures_whatever_is_known(tmp_path, history):
 
 def test_attention_maps_must_fit_their_symbols(tmp_path):
     weights = torch.softmax(torch.randn(3, 5), -1)
-    assert plots.attention_map(weights, "lines"[:5], ["L", "AY", "N"], tmp_path / "a.png").read_bytes().startswith(PNG)
+    assert (
+        plots.attention_map(weights, "lines"[:5], ["L", "AY", "N"], tmp_path / "a.png")
+        .read_bytes()
+        .startswith(PNG)
+    )
     with pytest.raises(ValueError, match="does not fit 2 target"):
         plots.attention_map(weights, "lines", ["L", "AY"], tmp_path / "b.png")
     assert listing(tmp_path) == ["a.png"]
 
 
 def test_curves_draw_lines_bands_and_levels(tmp_path):
-    lines = {"gated": ([1, 2, 3], [3.0, 2.0, 1.0]), "seeds": ([1, 2, 3], [[3.0, 2.5], [2.5, 2.0], [2.4, 1.0]])}
-    path = plots.curves(lines, tmp_path / "c.png", bands={"gated": ([2.5, 1.5, 0.5], [3.5, 2.5, 1.5])}, levels={"claim": 1.2})
+    lines = {
+        "gated": ([1, 2, 3], [3.0, 2.0, 1.0]),
+        "seeds": ([1, 2, 3], [[3.0, 2.5], [2.5, 2.0], [2.4, 1.0]]),
+    }
+    path = plots.curves(
+        lines, tmp_path / "c.png", bands={"gated": ([2.5, 1.5, 0.5], [3.5, 2.5, 1.5])}, levels={"claim": 1.2}
+    )
     assert path.read_bytes().startswith(PNG)
 
 

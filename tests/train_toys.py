@@ -44,7 +44,9 @@ class Toy(Model):
         valid = batch.source.valid()[..., None]
         return (self.source(batch.source.data) * valid).sum(1) / valid.sum(1)
 
-    def forward(self, prev: Tensor, state: Tensor, *, mask: Tensor | None = None) -> tuple[Categorical, Tensor]:
+    def forward(
+        self, prev: Tensor, state: Tensor, *, mask: Tensor | None = None
+    ) -> tuple[Categorical, Tensor]:
         y, state = self.gru(self.dropout(self.target(prev)), state[None].contiguous())
         return Categorical(self.out(y)), state[0]
 
@@ -83,7 +85,9 @@ def toy(data: Prepared, *, seed: int = 0, config: ToyConfig = ToyConfig()) -> Sy
 
 
 def quick(**changes: Any) -> TrainConfig:
-    return TrainConfig(**{"max_steps": 30, "batch_symbols": 64, "precision": "float32", "evaluations": 3, **changes})
+    return TrainConfig(
+        **{"max_steps": 30, "batch_symbols": 64, "precision": "float32", "evaluations": 3, **changes}
+    )
 
 
 class Recorder:

@@ -1,11 +1,12 @@
-"""The model file a user keeps: a folder with weights, everything needed to rebuild the model, and a model card.
+"""The model file a user keeps: a folder with weights, all that rebuilds the model, and a model card.
 
-``model.safetensors``  the weights; ``bundle.json``  format version, system, its config, the data fields, metrics,
-corpus, how it was trained, library versions, and size and SHA-256 of the weights; ``README.md``  the card for people.
+``model.safetensors``  the weights; ``bundle.json``  format version, system, its config, the data fields,
+metrics, corpus, how it was trained, library versions, and size and SHA-256 of the weights; ``README.md``  the
+card for people.
 
-Reading never runs code. A file that is damaged, foreign, ambiguous or newer than this version is refused with one
-sentence (:class:`BundleError`). The readers of JSON and safetensors both accept a name that stands there twice; here it
-is refused, because two readers could then see two different models.
+Reading never runs code. A file that is damaged, foreign, ambiguous or newer than this version is refused with
+one sentence (:class:`BundleError`). The readers of JSON and safetensors both accept a name that stands there
+twice; here it is refused, because two readers could then see two different models.
 """
 
 from __future__ import annotations
@@ -29,20 +30,39 @@ from transduce.data.fields import DataSpec
 
 from . import weights
 from .card import model_card
-from .storage import TEMPORARY, DuplicateKey, digest, new_folder, replace_file, strict_json, to_json, write_new, writing
+from .storage import (
+    TEMPORARY,
+    DuplicateKey,
+    digest,
+    new_folder,
+    replace_file,
+    strict_json,
+    to_json,
+    write_new,
+    writing,
+)
 from .tensorfile import read_tensors
 
 FORMAT = 1
 KIND = "transduce bundle"
 LARGEST_JSON = 64 << 20
-_FIELDS = {"system": str, "config": dict, "spec": dict, "metrics": dict, "corpus": dict, "training": dict, "versions": dict}
+_FIELDS = {
+    "system": str,
+    "config": dict,
+    "spec": dict,
+    "metrics": dict,
+    "corpus": dict,
+    "training": dict,
+    "versions": dict,
+}
 
 C = TypeVar("C")
 
 
 @dataclass(frozen=True)
 class BundleParts:
-    """What a bundle holds. Rebuild the system's model from ``config`` and ``spec``, then :meth:`load_into` it."""
+    """What a bundle holds. Rebuild the system's model from ``config`` and ``spec``, then :meth:`load_into`
+    it."""
 
     weights: dict[str, Tensor]
     system_name: str
@@ -55,12 +75,15 @@ class BundleParts:
     path: Path | None = None
 
     def load_into(self, model: nn.Module) -> None:
-        """Copy the weights into ``model``. Raises :class:`BundleError` naming a tensor that is absent, surplus or of
-        another shape; the model is unchanged then."""
-        weights.restore(model, self.weights, what=f"The bundle {self.path or self.system_name}", error=BundleError)
+        """Copy the weights into ``model``. Raises :class:`BundleError` naming a tensor that is absent,
+        surplus or of another shape; the model is unchanged then."""
+        weights.restore(
+            model, self.weights, what=f"The bundle {self.path or self.system_name}", error=BundleError
+        )
 
     def config_as(self, config_type: type[C]) -> C:
-        """The system's config as its dataclass. Raises :class:`BundleError` naming a field the class does not have."""
+        """The system's config as its dataclass. Raises :class:`BundleError` naming a field the class does not
+        have."""
         return _to_dataclass(config_type, self.config, self.path)
 
 
@@ -76,17 +99,19 @@ def write(
 ) -> Path:
     """Write a bundle atomically and return its path.
 
-    ``model``: a module, or its tensors by name. ``config``: the system's dataclass, or its fields as a dictionary.
-    ``metrics``: numbers by name, best grouped by split: ``{"valid": {...}, "test": {...}}``. ``about`` may hold
-    ``corpus`` (``name``, ``kind``, ``licence``, ``origin``, ...) and ``training`` (``steps``, ``seconds``, ...), which go on
-    the card. Raises :class:`BundleError` when the folder exists and ``overwrite`` is False, or when a weight is not a
-    finite number, and UserError when the disk refuses.
+    ``model``: a module, or its tensors by name. ``config``: the system's dataclass, or its fields as a
+    dictionary. ``metrics``: numbers by name, best grouped by split: ``{"valid": {...}, "test": {...}}``.
+    ``about`` may hold ``corpus`` (``name``, ``kind``, ``licence``, ``origin``, ...) and ``training``
+    (``steps``, ``seconds``, ...), which go on the card. Raises :class:`BundleError` when the folder exists
+    and ``overwrite`` is False, or when a weight is not a finite number, and UserError when the disk refuses.
     """
     folder, about = Path(folder), about or {}
     tensors = weights.snapshot(model) if isinstance(model, nn.Module) else dict(model)
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise BundleError(f"The weights in {name} are not finite numbers, so no bundle was written; train again.")
+            raise BundleError(
+                f"The weights in {name} are not finite numbers, so no bundle was written; train again."
+            )
     if not overwrite and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BundleError(f"{folder} exists already; choose another folder or ask for it to be overwritten.")
     content = format_tensors({n: t.detach().cpu().contiguous() for n, t in tensors.items()})
@@ -140,19 +165,23 @@ def add_metrics(folder: Path | str, metrics: Mapping[str, Any]) -> None:
 
 
 def read(folder: Path | str) -> BundleParts:
-    """Read and check a bundle. Raises :class:`BundleError`, one sentence, for anything that is not a sound one."""
+    """Read and check a bundle. Raises :class:`BundleError`, one sentence, for anything that is not a sound
+    one."""
     folder = Path(folder)
     described = _described(folder)
     tensors = read_tensors(folder / "model.safetensors", described["weights"])
     for name, tensor in tensors.items():
         if (tensor.is_floating_point() or tensor.is_complex()) and not bool(torch.isfinite(tensor).all()):
             raise BundleError(
-                f"The bundle {folder} holds weights that are not finite numbers (in {name}); use another copy of it or train again."
+                f"The bundle {folder} holds weights that are not finite numbers (in {name}); "
+                "use another copy of it or train again."
             )
     try:
         spec = DataSpec.from_json(described["spec"])
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise BundleError(f"The data fields in {folder / 'bundle.json'} cannot be used: {problem}") from problem
+        raise BundleError(
+            f"The data fields in {folder / 'bundle.json'} cannot be used: {problem}"
+        ) from problem
     return BundleParts(
         weights=tensors,
         system_name=described["system"],
@@ -173,7 +202,9 @@ def _described(folder: Path) -> dict[str, Any]:
         if not stat.S_ISREG(needed.stat().st_mode):
             raise BundleError(f"{needed} is not an ordinary file.")
     if path.stat().st_size > LARGEST_JSON:
-        raise BundleError(f"{path} has {path.stat().st_size} bytes, more than the {LARGEST_JSON} a bundle may have.")
+        raise BundleError(
+            f"{path} has {path.stat().st_size} bytes, more than the {LARGEST_JSON} a bundle may have."
+        )
     try:
         described = strict_json(path.read_bytes())
     except DuplicateKey as problem:
@@ -186,7 +217,11 @@ def _described(folder: Path) -> dict[str, Any]:
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise BundleError(f"{path} has no valid format version.")
     if version > FORMAT:
-        writer = described["versions"].get("transduce", "newer") if isinstance(described.get("versions"), dict) else "newer"
+        writer = (
+            described["versions"].get("transduce", "newer")
+            if isinstance(described.get("versions"), dict)
+            else "newer"
+        )
         raise BundleError(
             f"The bundle {folder} has format version {version} and this transduce reads up to {FORMAT}: "
             f"upgrade transduce (it was written by version {writer})."
@@ -226,4 +261,6 @@ def _to_dataclass(kind: type[C], values: Any, path: Path | None) -> C:
     try:
         return kind(**made)
     except (TypeError, ValueError) as problem:
-        raise BundleError(f"The config in the bundle {path} does not fit {kind.__name__}: {problem}") from problem
+        raise BundleError(
+            f"The config in the bundle {path} does not fit {kind.__name__}: {problem}"
+        ) from problem

@@ -1,4 +1,4 @@
-"""The model card: what the model does, how well by measurement, how it was trained, on what, and how to use it."""
+"""The model card: what the model does, how well, how it was trained, on what, and how to use it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ _UNITS = {
     "rows": ("examples", lambda v: f"{v:,}"),
 }
 
+_NO_LICENCE = "not stated; ask whoever gave you the data before you share this model"
+
 
 def model_card(described: Mapping[str, Any]) -> str:
     """Markdown from the content of ``bundle.json``. Only measured numbers appear."""
@@ -18,8 +20,8 @@ def model_card(described: Mapping[str, Any]) -> str:
     lines = [
         f"# {described['system']} trained on {name}",
         "",
-        f"A `{described['system']}` sequence model with {described['parameters']:,} parameters, written by transduce "
-        f"{described['versions']['transduce']}.",
+        f"A `{described['system']}` sequence model with {described['parameters']:,} parameters, "
+        f"written by transduce {described['versions']['transduce']}.",
         "",
         "## Measured",
         "",
@@ -33,7 +35,7 @@ def model_card(described: Mapping[str, Any]) -> str:
         "",
         f"* Corpus: {name}{_sizes(corpus)}",
         f"* Origin: {corpus.get('origin') or 'not stated'}",
-        f"* Licence of the data: {corpus.get('licence') or 'not stated; ask whoever gave you the data before you share this model'}",
+        f"* Licence of the data: {corpus.get('licence') or _NO_LICENCE}",
         "",
         "## Use",
         "",
@@ -44,8 +46,9 @@ def model_card(described: Mapping[str, Any]) -> str:
         *_example(corpus),
         "```",
         "",
-        "The weights are in `model.safetensors`, everything else in `bundle.json`; reading them runs no code. The model knows only the "
-        "symbols of its training data, and its errors on other data may be larger than those above.",
+        "The weights are in `model.safetensors`, everything else in `bundle.json`; reading runs no code. "
+        "The model knows only the symbols of its training data, and its errors on other data may be larger "
+        "than those above.",
         "",
     ]
     return "\n".join(lines)
@@ -56,7 +59,8 @@ def _measured(metrics: Mapping[str, Any], corpus: Mapping[str, Any]) -> list[str
     for split, group in metrics.items():
         for key, value in group.items() if isinstance(group, Mapping) else [(split, group)]:
             if isinstance(value, (int, float)) and not isinstance(value, bool):
-                rows.append(f"| {split if isinstance(group, Mapping) else ''} | {_label(key, corpus)} | {_number(key, value)} |")
+                where = split if isinstance(group, Mapping) else ""
+                rows.append(f"| {where} | {_label(key, corpus)} | {_number(key, value)} |")
     if not rows:
         return ["Nothing was measured."]
     return ["| examples | measure | value |", "|---|---|---|", *rows]
@@ -79,7 +83,9 @@ def _number(key: str, value: float) -> str:
 def _training(training: Mapping[str, Any]) -> list[str]:
     if not training:
         return ["Not recorded."]
-    return [f"* {key.replace('_', ' ')}: {_plain(value)}" for key, value in training.items() if value is not None]
+    return [
+        f"* {key.replace('_', ' ')}: {_plain(value)}" for key, value in training.items() if value is not None
+    ]
 
 
 def _plain(value: Any) -> str:

@@ -1,9 +1,10 @@
 """Checkpoints that are absent, temporary or complete.
 
-Each is a folder ``save-<number>`` of safetensors files, one a group of tensors, and ``state.json``. ``manifest.json``
-is written last and lists every file with its size and SHA-256. The folder is built under a temporary name, flushed to
-the disk and renamed; the previous checkpoint is deleted only after the new one has been read back and verified. So
-whenever the process dies, the newest folder with a manifest is a whole checkpoint. Nothing in it is code.
+Each is a folder ``save-<number>`` of safetensors files, one a group of tensors, and ``state.json``.
+``manifest.json`` is written last and lists every file with its size and SHA-256. The folder is built under a
+temporary name, flushed to the disk and renamed; the previous checkpoint is deleted only after the new one has
+been read back and verified. So whenever the process dies, the newest folder with a manifest is a whole
+checkpoint. Nothing in it is code.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class CheckpointError(UserError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """``tensors[group][name]`` on the CPU and the ``state`` that JSON holds. ``skipped``: newer ones that were damaged."""
+    """``tensors[group][name]`` on the CPU and the ``state`` that JSON holds. ``skipped``: newer ones that
+    were damaged."""
 
     tensors: dict[str, dict[str, Tensor]]
     state: dict[str, Any]
@@ -46,14 +48,19 @@ def stored(folder: Path) -> list[Path]:
     """The complete checkpoints in ``folder``, newest first."""
     if not folder.is_dir():
         return []
-    found = [(int(m[1]), p) for p in folder.iterdir() if (m := _NAME.fullmatch(p.name)) and (p / "manifest.json").is_file()]
+    found = [
+        (int(m[1]), p)
+        for p in folder.iterdir()
+        if (m := _NAME.fullmatch(p.name)) and (p / "manifest.json").is_file()
+    ]
     return [path for _, path in sorted(found, reverse=True)]
 
 
 def save(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
     """Store a checkpoint in ``folder`` and delete the older ones. Returns its path.
 
-    Raises :class:`UserError` when the disk refuses; the last good checkpoint is intact then and no part is left.
+    Raises :class:`UserError` when the disk refuses; the last good checkpoint is intact then and no part is
+    left.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,14 +86,22 @@ def save(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mappi
 
 def _contents(tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]):
     for group, named in tensors.items():
-        yield f"{group}.safetensors", format_tensors({n: t.detach().cpu().contiguous() for n, t in named.items()})
+        yield (
+            f"{group}.safetensors",
+            format_tensors({n: t.detach().cpu().contiguous() for n, t in named.items()}),
+        )
     yield "state.json", to_json(state)
 
 
 def verify(path: Path) -> dict[str, bytes]:
-    """Read every file of a checkpoint against its manifest. Raises :class:`CheckpointError` naming the damaged one."""
+    """Read every file of a checkpoint against its manifest. Raises :class:`CheckpointError` naming the
+    damaged one."""
     manifest = _json(path / "manifest.json")
-    if not (isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) and "state.json" in manifest["files"]):
+    if not (
+        isinstance(manifest, dict)
+        and isinstance(manifest.get("files"), dict)
+        and "state.json" in manifest["files"]
+    ):
         raise CheckpointError(f"The checkpoint file {path / 'manifest.json'} is damaged.")
     if manifest.get("format") != FORMAT:
         raise CheckpointError(
@@ -99,11 +114,15 @@ def verify(path: Path) -> dict[str, bytes]:
         if os.path.basename(name) != name or not file.is_file():
             raise CheckpointError(f"The checkpoint file {file} is missing.")
         content = file.read_bytes()
-        size, checksum = (expected.get("bytes"), expected.get("sha256")) if isinstance(expected, dict) else (None, None)
+        size, checksum = (
+            (expected.get("bytes"), expected.get("sha256")) if isinstance(expected, dict) else (None, None)
+        )
         if len(content) != size:
             raise CheckpointError(f"The checkpoint file {file} has {len(content)} bytes instead of {size}.")
         if digest(content) != checksum:
-            raise CheckpointError(f"The checkpoint file {file} is damaged: its content changed after it was written.")
+            raise CheckpointError(
+                f"The checkpoint file {file} is damaged: its content changed after it was written."
+            )
         contents[name] = content
     return contents
 

@@ -41,9 +41,11 @@ class TrainConfig:
     accumulate: int = 1
     """Batches whose gradients are summed, weighted by their symbols, before each step."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    """Arithmetic of matrix products: bf16 autocast, float32, or bf16 where it is measured to be clearly faster."""
+    """Arithmetic of matrix products: bf16 autocast, float32, or bf16 where it is measured to be clearly
+    faster."""
     ema: float | None = None
-    """Decay of an exponential moving average of the weights (0.999, say), evaluated and stored instead of them."""
+    """Decay of an exponential moving average of the weights (0.999, say), evaluated and stored instead of
+    them."""
     evaluations: int = 10
     """Evaluations on held-out examples, evenly over the plan; 0 for none before the end."""
     evaluation_rows: int = 1000
@@ -63,7 +65,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if not self.max_time > 0 or math.isinf(self.max_time):
-            raise UserError(f"max_time must be a number of seconds above 0, got {self.max_time:g}; 600 is ten minutes.")
+            raise UserError(
+                f"max_time must be a number of seconds above 0, got {self.max_time:g}; 600 is ten minutes."
+            )
         for name, least in _AT_LEAST.items():
             value = getattr(self, name)
             if value is not None and not (value >= least and math.isfinite(value)):
@@ -88,8 +92,16 @@ class TrainConfig:
 
 
 _AT_LEAST = {
-    "max_steps": 1, "batch_symbols": 1, "weight_decay": 0, "clip": 0, "accumulate": 1, "evaluations": 0,
-    "evaluation_rows": 1, "patience": 1, "log_every": 1, "threads": 1,
+    "max_steps": 1,
+    "batch_symbols": 1,
+    "weight_decay": 0,
+    "clip": 0,
+    "accumulate": 1,
+    "evaluations": 0,
+    "evaluation_rows": 1,
+    "patience": 1,
+    "log_every": 1,
+    "threads": 1,
 }
 
 LIMITS = ("max_time", "max_steps", "max_epochs")
@@ -117,6 +129,7 @@ def same(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> None:
             same(old, value, f"{prefix}{name}.")
         elif old != value:
             raise UserError(
-                f"The run was started with {prefix}{name} = {old} and cannot go on with {prefix}{name} = {value}: "
+                f"The run was started with {prefix}{name} = {old} "
+                f"and cannot go on with {prefix}{name} = {value}: "
                 f"give {old} again, or start a new run in another folder."
             )

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 
 class Ema:
-    """a <- d a + (1 - d) w after every step, with d = min(decay, (1 + t) / (10 + t)) so that it forgets the start.
+    """a <- d a + (1 - d) w after every step, with d = min(decay, (1 + t) / (10 + t)) so that it forgets the
+    start.
 
-    Buffers are not averaged; the model's present ones are used. Source: Polyak and Juditsky 1992; the ramp of d as in
-    the reference implementation of Szegedy et al. 2016.
+    Buffers are not averaged; the model's present ones are used. Source: Polyak and Juditsky 1992; the ramp of
+    d as in the reference implementation of Szegedy et al. 2016.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

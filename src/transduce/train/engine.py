@@ -23,7 +23,6 @@ from .config import TrainConfig
 from .ema import Ema
 from .optim import adamw, restore_state, set_rate, state_tensors
 
-
 _WORTH = 0.87
 """bf16 is taken when a batch takes less than this share of its time in float32."""
 
@@ -43,7 +42,8 @@ class NotFinite(UserError):
 
 
 def fast_bf16(device: torch.device) -> bool:
-    """True where matrix products in bf16 run faster than in float32: AVX512-BF16 or AMX on a CPU, Ampere and later GPUs."""
+    """True where matrix products in bf16 run faster than in float32: AVX512-BF16 or AMX on a CPU, Ampere and
+    later GPUs."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     if device.type != "cpu" or platform.system() != "Linux":
@@ -77,7 +77,8 @@ class Engine:
         self._trained = [p for p in self.model.parameters() if p.requires_grad]
 
     def update(self, batches: Sequence[Batch], step: int, rate: float) -> Update:
-        """Take one step. Raises :class:`NotFinite` before the weights change when the loss or gradient is not finite."""
+        """Take one step. Raises :class:`NotFinite` before the weights change when the loss or gradient is not
+        finite."""
         self.model.train()
         self.optimiser.zero_grad(set_to_none=True)
         weighted, symbols, rows = 0.0, 0, 0
@@ -105,9 +106,11 @@ class Engine:
         return float(loss.total.detach()), loss.weight
 
     def choose_precision(self, batch: Batch) -> str | None:
-        """Settle ``precision``; "auto" times both on a batch that training does not need. Returns what is worth telling.
+        """Settle ``precision``; "auto" times both on a batch that training does not need. Returns what is
+        worth telling.
 
-        Fast instructions alone decide nothing: small models lose to the casts, and compiled recurrences want float32.
+        Fast instructions alone decide nothing: small models lose to the casts, and compiled recurrences want
+        float32.
         """
         wanted = self.config.precision
         if wanted != "auto" or not fast_bf16(self.device):
@@ -120,11 +123,13 @@ class Engine:
                 full, half = self._race(batch)
         except (RuntimeError, TypeError, ValueError) as problem:
             self.precision = "float32"
-            return f"precision: float32, because the model does not run in bf16 ({str(problem).splitlines()[0][:160]})"
+            reason = str(problem).splitlines()[0][:160]
+            return f"precision: float32, because the model does not run in bf16 ({reason})"
         finally:
             self.optimiser.zero_grad(set_to_none=True)
         self.precision = "bf16" if half < _WORTH * full else "float32"
-        return f"precision: {self.precision} (a batch takes {1000 * half:.0f} ms in bf16, {1000 * full:.0f} ms in float32)"
+        times = f"{1000 * half:.0f} ms in bf16, {1000 * full:.0f} ms in float32"
+        return f"precision: {self.precision} (a batch takes {times})"
 
     def _race(self, batch: Batch) -> tuple[float, float]:
         """Least seconds of forward and backward in float32 and in bf16, taken in turns."""
@@ -174,8 +179,10 @@ class Engine:
 
 
 def _not_finite(what: str, value: float, step: int, batch: Batch) -> NotFinite:
-    rows = ", ".join(map(str, batch.rows[:5])) + (f" and {len(batch.rows) - 5} more" if len(batch.rows) > 5 else "")
+    rows = ", ".join(map(str, batch.rows[:5])) + (
+        f" and {len(batch.rows) - 5} more" if len(batch.rows) > 5 else ""
+    )
     return NotFinite(
-        f"The {what} became {value} at step {step} (training rows {rows or 'unknown'}): try a smaller learning_rate, a longer "
-        "warmup or precision float32; the last checkpoint is untouched."
+        f"The {what} became {value} at step {step} (training rows {rows or 'unknown'}): try a smaller "
+        "learning_rate, a longer warmup or precision float32; the last checkpoint is untouched."
     )

@@ -1,4 +1,4 @@
-"""Held-out measurement: loss under teacher forcing, and error rates of decoded sequences or bits per character."""
+"""Held-out measurement: loss under teacher forcing, and error rates or bits per character."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ class Interrupted(Exception):
 class Evaluation:
     """Figures of one pass. ``loss``: nats per target symbol, EOS included.
 
-    For pairs ``sequence_error``, ``symbol_error``, ``rates`` (counts a row) and ``hypotheses`` (n-best lists a row, in the
-    order of the data). For texts ``bits_per_character``: all bits of all targets, each EOS included, divided by the number
-    of symbols without EOS; so the cost of ending each window counts against the model.
+    For pairs ``sequence_error``, ``symbol_error``, ``rates`` (counts a row) and ``hypotheses`` (n-best lists
+    a row, in the order of the data). For texts ``bits_per_character``: all bits of all targets, each EOS
+    included, divided by the number of symbols without EOS; so the cost of ending each window counts against
+    the model.
     """
 
     loss: float
@@ -63,8 +64,9 @@ def evaluate(
 ) -> Evaluation:
     """Measure ``model`` on ``encoded`` in batches of similar length.
 
-    ``searcher`` decodes each source; None (language models) reports bits per character instead of error rates. ``stop`` is
-    asked between batches; when it says True, :class:`Interrupted` is raised. The model's training mode is restored.
+    ``searcher`` decodes each source; None (language models) reports bits per character instead of error
+    rates. ``stop`` is asked between batches; when it says True, :class:`Interrupted` is raised. The model's
+    training mode is restored.
     """
     started = time.perf_counter()
     rows = len(encoded.targets)
@@ -97,7 +99,8 @@ def evaluate(
 
 
 def measure(found: Sequence[Sequence[Hypothesis]], encoded: Encoded, spec: DataSpec) -> ErrorRates:
-    """Error rates of each row's best hypothesis against all its references, in :func:`symbols` of the target."""
+    """Error rates of each row's best hypothesis against all its references, in :func:`symbols` of the
+    target."""
     field = spec.target
     if field.units in ("chars", "words"):  # an unknown symbol is one symbol, however it is spelt
         predictions = [field.pieces(row[0].ids) if row else [] for row in found]
@@ -108,6 +111,7 @@ def measure(found: Sequence[Sequence[Hypothesis]], encoded: Encoded, spec: DataS
 
 
 def symbols(text: str, units: str) -> list[str]:
-    """What errors are counted in: words where the target is split into words or BPE, characters (NFC) otherwise."""
+    """What errors are counted in: words where the target is split into words or BPE, characters (NFC)
+    otherwise."""
     text = unicodedata.normalize("NFC", text)
     return text.split() if units in ("words", "bpe") else list(text)

@@ -33,7 +33,11 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
 def state_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The moments as ``<number of the parameter>.<name>``."""
     state = optimiser.state_dict()["state"]
-    return {f"{index}.{name}": torch.as_tensor(value) for index, kept in state.items() for name, value in kept.items()}
+    return {
+        f"{index}.{name}": torch.as_tensor(value)
+        for index, kept in state.items()
+        for name, value in kept.items()
+    }
 
 
 def restore_state(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

@@ -1,8 +1,8 @@
 """From a budget to a number of steps.
 
-The learning rate is a function of the step and of the plan, so the plan must not drift with the speed of the machine.
-It is settled once, after the first seconds have shown how long a step takes, is stored in the checkpoint, and is only
-shortened when the time would truly run out.
+The learning rate is a function of the step and of the plan, so the plan must not drift with the speed of the
+machine. It is settled once, after the first seconds have shown how long a step takes, is stored in the
+checkpoint, and is only shortened when the time would truly run out.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class Pace:
             self.seconds += seconds
 
     def known(self, budget: float, elapsed: float) -> bool:
-        """Enough was timed: 2 % of the budget (12 seconds at most) over ten steps, or a quarter of the budget is gone."""
+        """Enough was timed: 2 % of the budget (12 seconds at most) over ten steps, or a quarter of the budget
+        is gone."""
         enough = self.timed >= 10 and self.seconds >= min(12.0, 0.02 * budget)
         return enough or (self.timed >= 1 and elapsed > 0.25 * budget)
 
@@ -78,7 +79,9 @@ def cap(config: TrainConfig, batches_per_epoch: float) -> tuple[int | None, str]
     if config.max_steps is not None:
         limits.append((config.max_steps, "max_steps reached"))
     if config.max_epochs is not None:
-        limits.append((math.ceil(config.max_epochs * batches_per_epoch / config.accumulate), "max_epochs reached"))
+        limits.append(
+            (math.ceil(config.max_epochs * batches_per_epoch / config.accumulate), "max_epochs reached")
+        )
     return min(limits) if limits else (None, "")
 
 
@@ -93,11 +96,14 @@ def settle(
 ) -> Plan:
     """The plan for a run that is at ``step`` after ``elapsed`` seconds.
 
-    ``seconds_per_row``: measured cost of evaluating one of the ``rows`` held-out examples. ``limit``: see :func:`cap`.
+    ``seconds_per_row``: measured cost of evaluating one of the ``rows`` held-out examples. ``limit``: see
+    :func:`cap`.
     """
     allowance = _EVALUATION_SHARE * config.max_time
     affordable = allowance / (2 * seconds_per_row) if seconds_per_row > 0 else rows
-    per_evaluation = min(rows, config.evaluation_rows, max(_FEWEST_ROWS, int(affordable / max(1, config.evaluations))))
+    per_evaluation = min(
+        rows, config.evaluation_rows, max(_FEWEST_ROWS, int(affordable / max(1, config.evaluations)))
+    )
     final = min(rows, max(per_evaluation, int(affordable)))
     reserved = _RESERVE * config.max_time + seconds_per_row * (config.evaluations * per_evaluation + final)
     left = config.max_time - elapsed - reserved
@@ -118,4 +124,6 @@ def shortened(
     if (plan.steps - step) * pace.per_step <= left + 0.02 * config.max_time:
         return None
     steps = step + max(1, int(left / pace.per_step))
-    return dataclasses.replace(plan, steps=steps, limited_by="time budget used") if steps < plan.steps else None
+    return (
+        dataclasses.replace(plan, steps=steps, limited_by="time budget used") if steps < plan.steps else None
+    )

@@ -1,10 +1,10 @@
-"""Pictures of a run: learning curve, attention map, labelled curves. matplotlib is imported when the first is drawn."""
+"""Pictures of a run: learning curve, attention map, labelled curves. matplotlib is imported only to draw."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any, Mapping, Sequence, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
 import numpy as np
 
@@ -59,7 +59,8 @@ def learning_curve(
 ) -> Path:
     """Draw loss (left) and held-out error or bits per character (right) over wall-clock time.
 
-    ``history``: records as in ``log.jsonl``; those with ``loss`` are training reports, those with ``valid_loss`` evaluations.
+    ``history``: records as in ``log.jsonl``; those with ``loss`` are training reports, those with
+    ``valid_loss`` evaluations.
     """
     reports = [r for r in history if r.get("loss") is not None]
     held_out = [r for r in history if r.get("valid_loss") is not None]
@@ -68,20 +69,42 @@ def learning_curve(
     figure = _figure(9.0, 3.4)
     left, right = figure.subplots(1, 2)
     _tidy(left, "Loss", unit, "nats per target symbol")
-    left.plot([r["seconds"] / scale for r in reports], [r["loss"] for r in reports],
-              color=COLOURS[0], linewidth=1.2, label="training objective")
-    left.plot([r["seconds"] / scale for r in held_out], [r["valid_loss"] for r in held_out],
-              color=COLOURS[1], linewidth=1.4, marker="o", markersize=3, label="held-out likelihood")
+    left.plot(
+        [r["seconds"] / scale for r in reports],
+        [r["loss"] for r in reports],
+        color=COLOURS[0],
+        linewidth=1.2,
+        label="training objective",
+    )
+    left.plot(
+        [r["seconds"] / scale for r in held_out],
+        [r["valid_loss"] for r in held_out],
+        color=COLOURS[1],
+        linewidth=1.4,
+        marker="o",
+        markersize=3,
+        label="held-out likelihood",
+    )
     left.set_ylim(bottom=0.0)
     if reports or held_out:
         left.legend(frameon=False, fontsize=8)
     seconds = [r["seconds"] / scale for r in held_out]
     if any(r.get("bits_per_character") is not None for r in held_out):
         _tidy(right, "Held-out text", unit, "bits per character")
-        _series(right, seconds, [r["bits_per_character"] for r in held_out], "bits per character", COLOURS[0], "{:.2f}")
+        _series(
+            right,
+            seconds,
+            [r["bits_per_character"] for r in held_out],
+            "bits per character",
+            COLOURS[0],
+            "{:.2f}",
+        )
     else:
         _tidy(right, "Held-out error (greedy)", unit, "error, %")
-        for name, key, colour in ((sequence_name, "sequence_error", COLOURS[1]), (symbol_name, "symbol_error", COLOURS[0])):
+        for name, key, colour in (
+            (sequence_name, "sequence_error", COLOURS[1]),
+            (symbol_name, "symbol_error", COLOURS[0]),
+        ):
             if held_out and held_out[-1].get(key) is not None:
                 _series(right, seconds, [100 * r[key] for r in held_out], name, colour, "{:.1f} %")
     right.set_ylim(bottom=0.0)
@@ -94,8 +117,15 @@ def learning_curve(
 
 def _series(axes: Axes, x: Sequence[float], y: Sequence[float], label: str, colour: str, last: str) -> None:
     axes.plot(x, y, color=colour, linewidth=1.4, marker="o", markersize=3, label=label)
-    axes.annotate(last.format(y[-1]), (x[-1], y[-1]), textcoords="offset points", xytext=(-2, 6),
-                  fontsize=8, color=colour, ha="right")
+    axes.annotate(
+        last.format(y[-1]),
+        (x[-1], y[-1]),
+        textcoords="offset points",
+        xytext=(-2, 6),
+        fontsize=8,
+        color=colour,
+        ha="right",
+    )
 
 
 def attention_map(
@@ -110,10 +140,13 @@ def attention_map(
 
     Raises ValueError when the shape does not fit the symbols.
     """
-    matrix = np.asarray(weights.detach().float().cpu() if hasattr(weights, "detach") else weights, dtype=float)
+    matrix = np.asarray(
+        weights.detach().float().cpu() if hasattr(weights, "detach") else weights, dtype=float
+    )
     if matrix.shape != (len(target_symbols), len(source_symbols)):
         raise ValueError(
-            f"attention of shape {matrix.shape} does not fit {len(target_symbols)} target and {len(source_symbols)} source symbols"
+            f"attention of shape {matrix.shape} does not fit {len(target_symbols)} target and "
+            f"{len(source_symbols)} source symbols"
         )
     rows, columns = matrix.shape
     cell = 0.34 if max(rows, columns) <= 40 else 13.6 / max(rows, columns)
@@ -160,9 +193,9 @@ def curves(
 ) -> Path:
     """Draw labelled lines ``{label: (x, y)}``.
 
-    ``y`` holds a number for each x, or a list of numbers (one a seed): then the mean is drawn in a band from the least to the
-    greatest. ``bands``: ``{label: (low, high)}`` shaded around the line of that label. ``levels``: ``{label: y}``, dashed
-    horizontals (a claim, a floor).
+    ``y`` holds a number for each x, or a list of numbers (one a seed): then the mean is drawn in a band from
+    the least to the greatest. ``bands``: ``{label: (low, high)}`` shaded around the line of that label.
+    ``levels``: ``{label: y}``, dashed horizontals (a claim, a floor).
     """
     figure = _figure(5.6, 3.6)
     axes = figure.subplots()
@@ -172,7 +205,9 @@ def curves(
         y, band = np.asarray(values, dtype=float), (bands or {}).get(label)
         if y.ndim == 2:
             y, band = y.mean(1), band or (y.min(1), y.max(1))
-        axes.plot(x, y, color=colour, linewidth=1.5, marker="o" if len(x) <= 30 else None, markersize=3, label=label)
+        axes.plot(
+            x, y, color=colour, linewidth=1.5, marker="o" if len(x) <= 30 else None, markersize=3, label=label
+        )
         if band is not None:
             axes.fill_between(x, *band, color=colour, alpha=0.15, linewidth=0)
     if all(float(value).is_integer() for x, _ in lines.values() for value in x):

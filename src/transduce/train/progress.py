@@ -1,4 +1,4 @@
-"""What a training run tells while it works: a live line on a terminal, plain lines elsewhere, nothing for tests."""
+"""What a training run tells while it works: a live line on a terminal, plain lines elsewhere, or nothing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import sys
 import time
 from dataclasses import dataclass
 from typing import Any, Mapping, Protocol, TextIO
+
+from .engine import Update
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,26 @@ class StepReport:
     rows_per_second: float
     symbols_per_second: float
     seconds_left: float | None
+
+
+class Meter:
+    """Makes the reports of a run: loss and speeds smoothed over about twenty steps."""
+
+    def __init__(self) -> None:
+        self._smooth: tuple[float, float, float] | None = None
+        self._reads = 0
+
+    def read(
+        self, step: int, steps: int | None, update: Update, rate: float, seconds: float, left: float | None
+    ) -> StepReport:
+        """The report of one step that took ``seconds``."""
+        now = (update.loss, update.rows / seconds, update.symbols / seconds)
+        self._reads += 1
+        if self._smooth is None or self._reads <= 5:  # the first steps are no measure of the speed
+            self._smooth = now
+        self._smooth = tuple(0.95 * old + 0.05 * new for old, new in zip(self._smooth, now))
+        loss, rows, symbols = self._smooth
+        return StepReport(step, steps, update.loss, loss, rate, rows, symbols, left)
 
 
 class Reporter(Protocol):
@@ -107,7 +129,8 @@ class Plain:
         self._say(step_line(report, self._about))
 
     def evaluated(self, numbers: Mapping[str, Any]) -> None:
-        self._say(f"step {self._step}: {errors_line(numbers, self._about)} ({numbers['rows']} {plural(self._about.row_name)})")
+        rows = f"{numbers['rows']} {plural(self._about.row_name)}"
+        self._say(f"step {self._step}: {errors_line(numbers, self._about)} ({rows})")
 
     def note(self, text: str) -> None:
         self._say(text)
@@ -127,7 +150,8 @@ def step_line(report: StepReport, about: About) -> str:
 
 
 class Live:
-    """Two lines that are redrawn in place (bar and time left; loss, held-out errors and speed), notes above them."""
+    """Two lines that are redrawn in place (bar and time left; loss, held-out errors and speed), notes above
+    them."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         from rich.console import Console
@@ -137,7 +161,9 @@ class Live:
         class TwoLines(Progress):  # both fit a terminal of 80 columns
             def get_renderables(self):
                 yield self.make_tasks_table(self.tasks)
-                yield Text(self.tasks[0].fields["text"] if self.tasks else "", no_wrap=True, overflow="ellipsis")
+                yield Text(
+                    self.tasks[0].fields["text"] if self.tasks else "", no_wrap=True, overflow="ellipsis"
+                )
 
         self._bar = TwoLines(
             TextColumn("{task.description}"),

@@ -3,7 +3,7 @@
 ::
 
     out/  config.json      what was asked for; written first, and the mark of a run folder
-          log.jsonl        one line a report: step, loss, learning rate, symbols and rows a second, held-out errors
+          log.jsonl        one line a report: step, loss, learning rate, speed; one an evaluation
           checkpoint/      to go on from (resume)
           bundle/          the model to keep and to share
           curve.png  attention-*.png  eval*.json
@@ -26,7 +26,16 @@ from . import checkpoint
 from .storage import TEMPORARY, replace_file, strict_json, sweep, to_json, writing
 
 KIND = "transduce run"
-_OURS = ("config.json", "log.jsonl", "checkpoint", "bundle", "*.png", "eval*.json", "metrics.json", f"{TEMPORARY}*")
+_OURS = (
+    "config.json",
+    "log.jsonl",
+    "checkpoint",
+    "bundle",
+    "*.png",
+    "eval*.json",
+    "metrics.json",
+    f"{TEMPORARY}*",
+)
 
 
 @dataclass(frozen=True)
@@ -90,8 +99,8 @@ class RunFolder:
 def prepare_out(path: Path | str, *, resume: bool = False, force: bool = False) -> RunFolder:
     """Make sure that a run may write to ``path``.
 
-    A new or empty folder is taken; a run folder only with ``resume`` (it needs a checkpoint) or ``force`` (its files are
-    deleted); anything else is never touched. Raises :class:`UserError` with one sentence.
+    A new or empty folder is taken; a run folder only with ``resume`` (it needs a checkpoint) or ``force``
+    (its files are deleted); anything else is never touched. Raises :class:`UserError` with one sentence.
     """
     if resume and force:
         raise UserError("Give --resume to go on with a run or --force to replace it, not both.")
@@ -114,7 +123,9 @@ def _check_resumable(folder: RunFolder) -> None:
     if not folder.path.is_dir() or _config(folder.path) is None:
         raise UserError(f"There is no run to resume at {folder.path}; start it without --resume.")
     if not checkpoint.stored(folder.checkpoint):
-        raise UserError(f"The run at {folder.path} has no complete checkpoint yet; start it again with --force.")
+        raise UserError(
+            f"The run at {folder.path} has no complete checkpoint yet; start it again with --force."
+        )
 
 
 def _make_room(folder: RunFolder, force: bool) -> None:
@@ -125,12 +136,19 @@ def _make_room(folder: RunFolder, force: bool) -> None:
     if not present:
         return
     if _config(path) is None:
-        raise UserError(f"{path} exists and is not a run folder, so it is left alone; choose another place for the run.")
+        raise UserError(
+            f"{path} exists and is not a run folder, so it is left alone; choose another place for the run."
+        )
     if not force:
-        raise UserError(f"{path} holds a run already; add --resume to go on with it or --force to replace it.")
+        raise UserError(
+            f"{path} holds a run already; add --resume to go on with it or --force to replace it."
+        )
     foreign = [name for name in present if not any(fnmatch.fnmatch(name, pattern) for pattern in _OURS)]
     if foreign:
-        raise UserError(f"{path} also holds {foreign[0]}, which no run wrote, so it is left alone; move that file away first.")
+        raise UserError(
+            f"{path} also holds {foreign[0]}, which no run wrote, so nothing was deleted; "
+            "move that file away first."
+        )
     for name in present:  # config.json last: until then an interrupted removal still looks like a run
         if name != "config.json":
             _remove(path / name)

@@ -3,8 +3,9 @@
 Each returns the factor of the peak rate. All rise linearly from 1/25 over the first ``warmup`` share of the
 plan's steps and differ in what follows. With p the share of the remaining steps that is done:
 
-* ``one-cycle``     (1 + cos(pi p)) / 2 down to zero (Smith and Topin 2018, section 3, cosine form; the momentum is not cycled)
-* ``cosine``        0.1 + 0.9 (1 + cos(pi p)) / 2 (Loshchilov and Hutter 2017, equation 5, one period, floor 0.1)
+* ``one-cycle``     (1 + cos(pi p)) / 2 down to zero (Smith and Topin 2018, section 3, in cosine form;
+  the momentum is not cycled)
+* ``cosine``        0.1 + 0.9 (1 + cos(pi p)) / 2 (Loshchilov and Hutter 2017, equation 5; floor 0.1)
 * ``inverse-sqrt``  sqrt(w / t), w the warm-up steps and t the step (Vaswani et al. 2017, section 5.3)
 * ``constant``      1
 """

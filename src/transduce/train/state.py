@@ -11,11 +11,13 @@ from transduce.data.batching import Prepared
 
 from .plan import Plan
 from .signals import EXIT_CODE
+from .storage import digest, to_json
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run reached. ``metrics``: figures of the stored weights on held-out examples (``{"valid": {...}}``)."""
+    """What a run reached. ``metrics``: figures of the stored weights on held-out examples (``{"valid":
+    {...}}``)."""
 
     metrics: dict[str, Any]
     history: list[dict[str, Any]]
@@ -38,8 +40,8 @@ class TrainResult:
 class RunState:
     """The part of a checkpoint that JSON holds. ``seconds``: used so far, over all processes of the run.
 
-    ``evaluated_at``: the last step whose evaluation is done. ``stale``: evaluations since the best one. ``loss_sum`` and
-    ``loss_symbols``: the mean training loss since the last line of the log.
+    ``evaluated_at``: the last step whose evaluation is done. ``stale``: evaluations since the best one.
+    ``loss_sum`` and ``loss_symbols``: the mean training loss since the last line of the log.
     """
 
     step: int = 0
@@ -78,6 +80,17 @@ def corpus_record(data: Prepared) -> dict[str, Any]:
     """What a bundle and a run folder say about the data."""
     sizes = {part: len(getattr(data, part).targets) for part in ("train", "valid", "test")}
     return {
-        "name": data.corpus_name, "kind": data.kind, "licence": data.licence, "origin": data.origin,
-        "sequence_name": data.sequence_name, "symbol_name": data.symbol_name, **sizes,
+        "name": data.corpus_name,
+        "kind": data.kind,
+        "licence": data.licence,
+        "origin": data.origin,
+        "sequence_name": data.sequence_name,
+        "symbol_name": data.symbol_name,
+        **sizes,
     }
+
+
+def data_mark(data: Prepared) -> str:
+    """Tells data sets apart by vocabularies, sizes and the ids of the first and last training targets."""
+    train = data.train.targets
+    return digest(to_json([data.spec.to_json(), corpus_record(data), train[:100], train[-100:]]))

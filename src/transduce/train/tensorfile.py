@@ -1,8 +1,8 @@
 """A strict reader of safetensors files: everything in the header is checked before a tensor is made.
 
-Layout: 8 bytes (little-endian size N of the header), N bytes of JSON ``{name: {dtype, shape, data_offsets}}``, then the
-data. Checked here: sizes, the cap on the header, names that stand there twice, known kinds of number, shapes that
-agree with the offsets, and data that is covered without gap or overlap.
+Layout: 8 bytes (little-endian size N of the header), N bytes of JSON ``{name: {dtype, shape,
+data_offsets}}``, then the data. Checked here: sizes, the cap on the header, names that stand there twice,
+known kinds of number, shapes that agree with the offsets, and data that is covered without gap or overlap.
 """
 
 from __future__ import annotations
@@ -35,11 +35,15 @@ def read_tensors(path: Path, expected: Mapping[str, Any]) -> dict[str, Tensor]:
     size = expected.get("bytes")
     if info.st_size != size:
         fault = "is cut off" if isinstance(size, int) and info.st_size < size else "is too large"
-        raise BundleError(f"{path} {fault}: it has {info.st_size} bytes instead of {size}; copy the bundle again.")
+        raise BundleError(
+            f"{path} {fault}: it has {info.st_size} bytes instead of {size}; copy the bundle again."
+        )
     content = path.read_bytes()
     check_layout(content, path)
     if digest(content) != expected.get("sha256"):
-        raise BundleError(f"{path} was changed after it was written: its SHA-256 does not match; copy the bundle again.")
+        raise BundleError(
+            f"{path} was changed after it was written: its SHA-256 does not match; copy the bundle again."
+        )
     try:
         return {name: tensor.clone() for name, tensor in parse_tensors(content).items()}
     except (SafetensorError, ValueError, KeyError, TypeError) as problem:
@@ -86,7 +90,11 @@ def check_layout(content: bytes, path: Path) -> None:
 
 def _span(entry: Any) -> tuple[int, int] | None:
     """The data range of one entry, or None when it contradicts itself."""
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"} or entry["dtype"] not in _BYTES:
+    if (
+        not isinstance(entry, dict)
+        or set(entry) != {"dtype", "shape", "data_offsets"}
+        or entry["dtype"] not in _BYTES
+    ):
         return None
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not (_counts(shape) and _counts(offsets) and len(offsets) == 2 and offsets[0] <= offsets[1]):

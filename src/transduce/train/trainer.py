@@ -1,4 +1,5 @@
-"""The training job: a budget becomes a plan, the plan is walked step by step, and every stop can be resumed exactly."""
+"""The training job: a budget becomes a plan, the plan is walked step by step, and every stop can be resumed
+exactly."""
 
 from __future__ import annotations
 
@@ -20,20 +21,21 @@ from .config import TrainConfig, resumable, same
 from .engine import Engine, Update
 from .evaluate import Evaluation, Interrupted, evaluate
 from .plan import PROVISIONAL, Pace, Plan, cap, settle, shortened
-from .progress import About, Reporter, Silent, StepReport, clock
+from .progress import About, Meter, Reporter, Silent, clock
 from .run import RunFolder, prepare_out
 from .schedules import factor
 from .signals import Interrupts
-from .state import RunState, TrainResult, corpus_record
-from .storage import digest, strict_json, to_json
+from .state import RunState, TrainResult, corpus_record, data_mark
+from .storage import strict_json, to_json
 
 
 class Trainer:
     """Train ``system`` on ``prepared`` and leave log, checkpoints, curve and bundle in the folder ``out``.
 
     ``out`` must be new or empty, or with ``resume`` hold a checkpoint of the same run; see
-    :func:`transduce.train.run.prepare_out`. A resumed run repeats the uninterrupted one bit for bit on the same machine with the same
-    threads, as long as its plan was settled before (runs limited by ``max_steps``: always).
+    :func:`transduce.train.run.prepare_out`. A resumed run repeats the uninterrupted one bit for bit on the
+    same machine with the same threads, as long as its plan was settled before (runs limited by ``max_steps``:
+    always).
     """
 
     def __init__(
@@ -48,7 +50,9 @@ class Trainer:
         resume: bool = False,
     ) -> None:
         if len(prepared.train.targets) == 0 or len(prepared.valid.targets) == 0:
-            raise UserError(f"{prepared.corpus_name} has no training or no validation examples; training needs both.")
+            raise UserError(
+                f"{prepared.corpus_name} has no training or no validation examples; training needs both."
+            )
         self.system = system
         self.prepared = prepared
         self.config = config
@@ -63,7 +67,8 @@ class Trainer:
     def run(self) -> TrainResult:
         """Train until the plan is done, patience ends or a signal comes.
 
-        Raises :class:`UserError` for what the user can mend: a folder in use, a full disk, a loss that is not finite.
+        Raises :class:`UserError` for what the user can mend: a folder in use, a full disk, a loss that is not
+        finite.
         """
         started = time.perf_counter()
         threads = torch.get_num_threads()
@@ -90,9 +95,12 @@ class Trainer:
 
     def _begin(self, started: float) -> None:
         self.engine = Engine(self.system.model, self.system.objective, self.config, self.device)
-        self.loader = Loader(self.prepared.train, batch_symbols=self.config.batch_symbols, seed=self.config.seed)
+        self.loader = Loader(
+            self.prepared.train, batch_symbols=self.config.batch_symbols, seed=self.config.seed
+        )
+        self._data = data_mark(self.prepared)
         self._pace = Pace()
-        self._recent: StepReport | None = None
+        self._meter = Meter()
         self._limit = cap(self.config, self.loader.batches_per_epoch)
         if self.resume:
             self._restore()
@@ -129,13 +137,15 @@ class Trainer:
         state = found.state
         if state["system"] != self.system.name:
             raise UserError(
-                f"The run at {self.out.path} trains {state['system']}, not {self.system.name}: choose another folder."
+                f"The run at {self.out.path} trains {state['system']}, not {self.system.name}: "
+                "choose another folder."
             )
         same(state["config"], strict_json(to_json(dataclasses.asdict(self.system.config))))
         moved = resumable(state["train"], self.config)
-        if state["data"] != self._data_mark():
+        if state["data"] != self._data:
             raise UserError(
-                f"The data have changed since the run at {self.out.path} was started: give the same data, or start a new run."
+                f"The data have changed since the run at {self.out.path} was started: "
+                "give the same data, or start a new run."
             )
         self.progress = RunState.from_json(state["progress"])
         self.engine.restore(found.tensors, self.progress.ema_steps)
@@ -150,11 +160,6 @@ class Trainer:
         elif not self.progress.finished:
             self.progress.stopped_because = ""
         self._note(f"resumed at step {self.progress.step} after {clock(self.progress.seconds)} of training")
-
-    def _data_mark(self) -> str:
-        """Tells data sets apart by vocabularies, sizes and the ids of the first and last training targets."""
-        train = self.prepared.train.targets
-        return digest(to_json([self.prepared.spec.to_json(), corpus_record(self.prepared), train[:100], train[-100:]]))
 
     def _moved_plan(self) -> Plan | None:
         """After a limit was changed by the user: plan anew, at once where steps or epochs alone decide."""
@@ -200,28 +205,20 @@ class Trainer:
         self._report(update, rate, seconds)
 
     def _report(self, update: Update, rate: float, seconds: float) -> None:
-        state, old = self.progress, self._recent
-        keep = 0.0 if old is None or self._pace.steps <= 5 else 0.95
-        mix = lambda before, now: now if before is None else keep * before + (1.0 - keep) * now
-        left = None
-        if state.plan is not None and self._pace.timed:
-            left = (state.plan.steps - state.step) * self._pace.per_step
-        self._recent = StepReport(
-            step=state.step,
-            steps=state.plan.steps if state.plan else None,
-            loss=update.loss,
-            smooth_loss=mix(old and old.smooth_loss, update.loss),
-            learning_rate=rate,
-            rows_per_second=mix(old and old.rows_per_second, update.rows / seconds),
-            symbols_per_second=mix(old and old.symbols_per_second, update.symbols / seconds),
-            seconds_left=left,
-        )
-        self.reporter.step(self._recent)
-        every = max(self.config.log_every, state.plan.steps // 500 if state.plan else 0)
-        if state.step % every == 0 or (state.plan is not None and state.step == state.plan.steps):
-            self._log({"loss": state.loss_sum / max(1, state.loss_symbols), "learning_rate": rate,
-                       "symbols_per_second": round(self._recent.symbols_per_second, 1),
-                       "rows_per_second": round(self._recent.rows_per_second, 1)})
+        state = self.progress
+        planned = state.plan.steps if state.plan else None
+        left = (planned - state.step) * self._pace.per_step if planned and self._pace.timed else None
+        report = self._meter.read(state.step, planned, update, rate, seconds, left)
+        self.reporter.step(report)
+        if state.step % max(self.config.log_every, (planned or 0) // 500) == 0 or state.step == planned:
+            self._log(
+                {
+                    "loss": state.loss_sum / max(1, state.loss_symbols),
+                    "learning_rate": rate,
+                    "symbols_per_second": round(report.symbols_per_second, 1),
+                    "rows_per_second": round(report.rows_per_second, 1),
+                }
+            )
             state.loss_sum, state.loss_symbols = 0.0, 0
 
     def _watch_the_clock(self) -> None:
@@ -232,22 +229,26 @@ class Trainer:
                 cost = self._cost_of_a_row()
                 if cost is None:
                     return
-                state.seconds_per_row, rows = cost, len(self.prepared.valid.targets)
-                state.plan = settle(
-                    self.config, state.step, self._elapsed(), self._pace, state.seconds_per_row, rows, self._limit
-                )
+                state.seconds_per_row, rows, elapsed = cost, len(self.prepared.valid.targets), self._elapsed()
+                state.plan = settle(self.config, state.step, elapsed, self._pace, cost, rows, self._limit)
                 self._note(
                     f"plan: {state.plan.steps:,} steps, {1000 * self._pace.per_step:.0f} ms each; "
                     f"held-out errors on {state.plan.evaluation_rows:,} of {rows:,} examples"
                 )
-        elif elapsed > 0.3 * self.config.max_time and state.step % max(1, state.plan.steps // 20) == 0 and self._pace.timed:
-            shorter = shortened(state.plan, self.config, state.step, elapsed, self._pace, state.seconds_per_row)
+        elif (
+            elapsed > 0.3 * self.config.max_time
+            and state.step % max(1, state.plan.steps // 20) == 0
+            and self._pace.timed
+        ):
+            shorter = shortened(
+                state.plan, self.config, state.step, elapsed, self._pace, state.seconds_per_row
+            )
             if shorter is not None:
                 self._note(f"slower than planned: {shorter.steps:,} steps instead of {state.plan.steps:,}")
                 state.plan = shorter
 
     def _cost_of_a_row(self) -> float | None:
-        """Seconds to evaluate a held-out row; None: interrupted. An early model decodes long, so this errs on the safe side."""
+        """Seconds to evaluate a held-out row, rather too many than too few. None: interrupted."""
         self._measure(min(8, len(self.prepared.valid.targets)))  # kernels of the decoder are compiled here
         found = self._measure(min(128, len(self.prepared.valid.targets)))
         return None if found is None else found.seconds / found.rows
@@ -258,21 +259,26 @@ class Trainer:
     # ------------------------------------------------------------ evaluation
 
     def _measure(self, rows: int) -> Evaluation | None:
-        """Evaluate the weights that would be stored on ``rows`` held-out examples, always the same; None: interrupted."""
-        total = len(self.prepared.valid.targets)
-        part = self.prepared.valid if rows >= total else self.prepared.valid.select([i * total // rows for i in range(rows)])
+        """Evaluate the model on ``rows`` held-out examples, always the same ones; None: interrupted."""
+        part, total = self.prepared.valid, len(self.prepared.valid.targets)
+        if rows < total:
+            part = part.select([i * total // rows for i in range(rows)])
         try:
             with self.engine.random_kept():
                 return evaluate(
-                    self.system.model, self.searcher, part, self.prepared.spec,
-                    batch_symbols=2 * self.config.batch_symbols, device=self.device,
+                    self.system.model,
+                    self.searcher,
+                    part,
+                    self.prepared.spec,
+                    batch_symbols=2 * self.config.batch_symbols,
+                    device=self.device,
                     stop=lambda: self._interrupts.pending is not None,
                 )
         except Interrupted:
             return None
 
     def _evaluate(self) -> bool:
-        """Evaluate, log, and keep the weights when they are the best so far. False: interrupted, nothing was noted."""
+        """Evaluate, log, and keep the weights if they are the best so far. False: interrupted."""
         state = self.progress
         with self.engine.evaluated_weights():
             found = self._measure(state.plan.evaluation_rows)
@@ -296,7 +302,10 @@ class Trainer:
 
     def _log(self, numbers: dict[str, Any]) -> None:
         record = {
-            "step": self.progress.step, "epoch": round(self.loader.epoch, 4), "seconds": round(self._elapsed(), 3), **numbers
+            "step": self.progress.step,
+            "epoch": round(self.loader.epoch, 4),
+            "seconds": round(self._elapsed(), 3),
+            **numbers,
         }
         self.progress.history.append(record)
         self.out.append_log(record)
@@ -312,8 +321,12 @@ class Trainer:
         state.ema_steps = self.engine.ema.steps if self.engine.ema else 0
         groups = self.engine.tensors() | ({"best": self.best} if self.best is not None else {})
         stored = {
-            "system": self.system.name, "config": dataclasses.asdict(self.system.config),
-            "train": self.config.to_json(), "data": self._data_mark(), "loader": self.loader.state_dict(), "progress": state.to_json(),
+            "system": self.system.name,
+            "config": dataclasses.asdict(self.system.config),
+            "train": self.config.to_json(),
+            "data": self._data,
+            "loader": self.loader.state_dict(),
+            "progress": state.to_json(),
         }
         checkpoint.save(self.out.checkpoint, groups, stored)
         self._saved_at = time.perf_counter()
@@ -323,14 +336,15 @@ class Trainer:
         state = self.progress
         state.stopped_because = reason
         self._save()
-        if reason.startswith("interrupted"):
+        metrics = {} if self._interrupts.pending else self._final_metrics()
+        if self._interrupts.pending:  # perhaps only during that last measurement, which a resumed run repeats
+            reason = f"interrupted by {self._interrupts.pending}"
             self._note(f"{reason} at step {state.step}; go on with --resume")
-            metrics: dict[str, Any] = {}
-        else:
-            metrics = self._final_metrics()
         plots.learning_curve(
-            state.history, self.out.curve,
-            sequence_name=self.prepared.sequence_name, symbol_name=self.prepared.symbol_name,
+            state.history,
+            self.out.curve,
+            sequence_name=self.prepared.sequence_name,
+            symbol_name=self.prepared.symbol_name,
         )
         written = self._write_bundle(metrics, reason)
         return TrainResult(metrics, state.history, reason, state.step, self._elapsed(), written)
@@ -356,17 +370,22 @@ class Trainer:
         if self.best is None:
             with self.engine.evaluated_weights():
                 self.best = weights.snapshot(self.system.model)
-        about = {
-            "corpus": corpus_record(self.prepared),
-            "training": {
-                "steps": state.step, "epochs": round(self.loader.epoch, 2), "seconds": round(self._elapsed(), 1),
-                "weights_of_step": state.best_step if self.config.keep_best and state.best_step else state.step,
-                "stopped_because": reason, "optimiser": "AdamW", "device": str(self.device),
-                **self.config.to_json(), "precision": state.precision, "threads": torch.get_num_threads(),
-            },
+        training = {
+            "steps": state.step,
+            "epochs": round(self.loader.epoch, 2),
+            "seconds": round(self._elapsed(), 1),
+            "weights_of_step": (self.config.keep_best and state.best_step) or state.step,
+            "stopped_because": reason,
+            "optimiser": "AdamW",
+            "device": str(self.device),
+            **self.config.to_json(),
+            "precision": state.precision,
+            "threads": torch.get_num_threads(),
         }
+        about = {"corpus": corpus_record(self.prepared), "training": training}
+        system, spec = self.system, self.prepared.spec
         written = bundle.write(
-            self.out.bundle, self.best, self.system.name, self.system.config, self.prepared.spec, metrics, about, True
+            self.out.bundle, self.best, system.name, system.config, spec, metrics, about, True
         )
         weights.restore(self.system.model, self.best, what="The stored weights")
         self.system.model.eval()

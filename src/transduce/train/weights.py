@@ -11,7 +11,8 @@ from transduce.core.errors import UserError
 
 
 def collect(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name. A tensor that is shared under several names appears under its first."""
+    """Parameters and persistent buffers by name. A tensor that is shared under several names appears under
+    its first."""
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -23,11 +24,15 @@ def collect(model: nn.Module) -> dict[str, Tensor]:
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
     """:func:`collect`, copied to the CPU, so that later steps do not change it."""
-    return {name: t.cpu().clone() if t.device.type == "cpu" else t.cpu() for name, t in collect(model).items()}
+    return {
+        name: t.cpu().clone() if t.device.type == "cpu" else t.cpu() for name, t in collect(model).items()
+    }
 
 
 @torch.no_grad()
-def restore(model: nn.Module, tensors: Mapping[str, Tensor], *, what: str, error: type[UserError] = UserError) -> None:
+def restore(
+    model: nn.Module, tensors: Mapping[str, Tensor], *, what: str, error: type[UserError] = UserError
+) -> None:
     """Copy ``tensors`` into the model. Nothing is changed unless names, shapes and kinds of number all fit.
 
     ``what`` names the origin in the message of ``error``.
@@ -42,9 +47,13 @@ def restore(model: nn.Module, tensors: Mapping[str, Tensor], *, what: str, error
         given = tensors[name]
         if given.shape != tensor.shape:
             raise error(
-                f"{what} has the tensor {name} in shape {tuple(given.shape)}, the model needs {tuple(tensor.shape)}."
+                f"{what} has the tensor {name} in shape {tuple(given.shape)}, "
+                f"the model needs {tuple(tensor.shape)}."
             )
-        if given.is_floating_point() != tensor.is_floating_point() or given.is_complex() != tensor.is_complex():
+        if (
+            given.is_floating_point() != tensor.is_floating_point()
+            or given.is_complex() != tensor.is_complex()
+        ):
             raise error(f"{what} has the tensor {name} as {given.dtype}, the model needs {tensor.dtype}.")
     for name, tensor in wanted.items():
         tensor.copy_(tensors[name])
