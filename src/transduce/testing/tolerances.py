@@ -12,6 +12,9 @@ TOLERANCES: dict[tuple[str, torch.dtype], float] = {
     ("op", torch.float32): 1e-5,
     ("op gradient", torch.float64): 1e-10,
     ("op gradient", torch.float32): 5e-5,
+    ("decoder", torch.float64): 1e-10,
+    ("decoder gradient", torch.float64): 1e-9,
+    ("search", torch.float64): 1e-10,
 }
 """(what, real dtype) -> largest error. Complex numbers count as their real and imaginary parts."""
 
