@@ -2,6 +2,7 @@
 
 import errno
 import json
+import signal
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import torch
 import transduce
 from transduce.cli.main import COMMANDS, main
 from transduce.data import synthetic
-from transduce.train import bundle
+from transduce.train import bundle, progress
 
 SMALL = ["--embed", "8", "--encoder", "8", "--hidden", "16", "--attention", "8"]
 FAST = ["--max-steps", "12", "--evaluations", "1", "--evaluation-rows", "20", "--precision", "float32"]
@@ -131,16 +132,25 @@ def test_language_models_continue_text(tmp_path, capsys):
     assert "bits per character" in json.dumps(json.loads((out / "bundle" / "bundle.json").read_text())["metrics"]).replace("_", " ")
 
 
-def test_resume_goes_on_to_the_same_losses(pairs, tmp_path):
-    base = ["fit", "rnnsearch", "--data", str(pairs), *SMALL, "--evaluations", "1", "--precision", "float32", "--log-every", "1"]
+def test_an_interrupted_run_goes_on_to_the_same_losses(pairs, tmp_path, monkeypatch, capsys):
+    base = ["fit", "rnnsearch", "--data", str(pairs), *SMALL, *FAST, "--log-every", "1"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert main([*base, "--out", str(whole), "--max-steps", "14", "--schedule", "constant"]) == 0
-    assert main([*base, "--out", str(parts), "--max-steps", "7", "--schedule", "constant"]) == 0
-    assert main(["fit", "rnnsearch", "--data", str(pairs), "--out", str(parts), "--resume", "--max-steps", "14"]) == 0
+    assert main([*base, "--out", str(whole)]) == 0
+
+    class StopsAt5(progress.Silent):
+        def step(self, report):
+            if report.step == 5:
+                signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "reporter", StopsAt5)
+        assert main([*base, "--out", str(parts)]) == 130
+    assert "--resume" in capsys.readouterr().out
+    assert main(["fit", "rnnsearch", "--data", str(pairs), "--out", str(parts), "--resume"]) == 0
     losses = lambda out: [
         (r["step"], r["loss"]) for line in (out / "log.jsonl").read_text().splitlines() if "loss" in (r := json.loads(line))
     ]
-    assert losses(parts) == losses(whole)
+    assert len(losses(whole)) == 12 and losses(parts) == losses(whole)
 
 
 # ---------------------------------------------------------------- mistakes

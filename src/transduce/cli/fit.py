@@ -112,7 +112,7 @@ def _fit(page: Page, data: DataOptions, run: RunOptions, model: dict[str, Any], 
     keep_large_blocks()
     folder = RunFolder(run.out)
     if run.resume:
-        prepare_out(run.out, resume=True)
+        prepare_out(run.out, resume=True, force=run.force)
         stored = folder.read_config()
         model = {**stored.get("config", {}), **model}
         train = {**{k: v for k, v in stored.get("train", {}).items() if k != "max_time"}, **train}

@@ -50,7 +50,7 @@ class Config:
     """Let additive scores see how much attention each source position has had."""
     encoder_layers: int = 1
     """Two-way layers of the encoder; those after the first are residual."""
-    dropout: float = 0.2
+    dropout: float = 0.15
     """Dropout on embeddings, encoder outputs, decoder states and readout."""
     label_smoothing: float = 0.1
     """Share of probability spread over all symbols in the loss."""
@@ -95,7 +95,7 @@ def rnnsearch(data: DataSpec, c: Config = Config()) -> System:
         objective=Likelihood(c.label_smoothing),
         search=Greedy(max_length=length),
         search_wide=Beam(width=c.beam, max_length=length, length=LengthPenalty(1.0)),
-        train=TrainConfig(learning_rate=3e-3, ema=0.998, warmup=0.2, batch_symbols=4096),
+        train=TrainConfig(learning_rate=3e-3, ema=0.998, warmup=0.2, batch_symbols=2048),
         config=c,
         expect=(
             Claim("cmudict word error, greedy, ten minutes", "attention aligns letters and phonemes", at_most=0.37),
