@@ -56,8 +56,8 @@ class Beam:
         names = [s.name for s in scorers]
         if len({*names, "model", "length"}) != len(names) + 2:
             raise UserError(
-                f'The scorers of a beam need different names, none "model" or "length", got {", ".join(names)}; '
-                "set the attribute `name` of one."
+                'The scorers of a beam need different names, none of them "model" or "length", got '
+                f"{', '.join(names)}; set the attribute `name` of one."
             )
         self.width, self.num_best, self.max_length = width, num_best, max_length
         self.length, self.scorers, self.allow_unknown = length, tuple(scorers), allow_unknown
@@ -150,8 +150,8 @@ class _BeamRun:
             if gained is not None:
                 if gained.shape not in ((rows, num_symbols), (rows, 1)):
                     raise UserError(
-                        f'The scorer "{scorer.name}" gave scores of shape {tuple(gained.shape)} where the model '
-                        f"has {num_symbols} symbols; both need the same vocabulary."
+                        f'The scorer "{scorer.name}" gave scores of shape {tuple(gained.shape)} where the '
+                        f"model has {num_symbols} symbols; both need the same vocabulary."
                     )
                 total += gained.view(groups, width, -1)
             ending = scorer.finish(self.extra[i])

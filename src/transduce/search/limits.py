@@ -62,7 +62,7 @@ def row_names(batch: Batch) -> list[int]:
 def device_of(batch: Batch) -> torch.device:
     some = batch.source if batch.source is not None else batch.target
     if some is None:
-        raise UserError("A search needs a batch with a source, or with a target that tells the number of rows.")
+        raise UserError("A search needs a batch with a source, or a target that tells the number of rows.")
     return some.data.device
 
 

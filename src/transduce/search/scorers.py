@@ -58,7 +58,7 @@ class LengthPenalty:
 
     def __init__(self, alpha: float = 0.6, reward: float = 0.0) -> None:
         if alpha < 0:
-            raise UserError(f"A length penalty needs alpha >= 0, got {alpha}; use a negative reward for short answers.")
+            raise UserError(f"A length penalty needs alpha >= 0, got {alpha}; for short answers use reward < 0.")
         self.alpha, self.reward = alpha, reward
 
     @property
@@ -104,8 +104,8 @@ class CoveragePenalty(StepScorer):
     def observe(self, weights: Tensor, state: State) -> State:
         if weights.shape != state["seen"].shape:
             raise UserError(
-                f"A coverage penalty needs an attention weight for each of {state['seen'].shape[-1]} source symbols, "
-                f"but {weights.shape[-1]} were recorded; give it the name pattern of the attention to the source."
+                f"A coverage penalty needs a weight for each of {state['seen'].shape[-1]} source symbols, but "
+                f"{weights.shape[-1]} were recorded; give it the name pattern of the attention to the source."
             )
         return {**state, "seen": state["seen"] + weights}
 
@@ -204,7 +204,7 @@ class Ensemble(Model):
         given = [1.0 / len(models)] * len(models) if weights is None else list(weights)
         if len(given) != len(models) or abs(sum(given) - 1.0) > 1e-6 or min(given) <= 0:
             raise UserError(
-                f"An ensemble of {len(models)} models needs as many weights above 0 that sum to 1, got {given}."
+                f"An ensemble of {len(models)} needs {len(models)} weights above 0 that sum to 1, got {given}."
             )
         self.models = torch.nn.ModuleList(models)
         self.weights, self.mode = given, mode

@@ -1,12 +1,13 @@
 """The laws of a decoder, checked on a whole model: what objectives and searches rely on.
 
-1. *stepping*: one symbol at a time gives the scores of the whole target at once (teacher forcing). 2.
-*ragged chunks*: so does any chunking, with rows that advance separately under a mask. 3. *one call*:
-``start(continues=False)`` scores as ``start(continues=True)``, and a reserved capacity changes nothing. 4.
-*rows*: a row scores alone as it does in the batch, without its padding, and what padding holds has no
-influence. 5. *old states*: a state may be continued again after another continuation of it. 6. *beams*:
-after ``expand``, ``reorder``, ``select_groups`` each row goes on as if it had been fed its own past. 7.
-*gradients*: the likelihood has the same finite gradients stepped and at once, and reaches every parameter.
+1. *stepping*: one symbol at a time gives the scores of the whole target at once (teacher forcing).
+2. *ragged chunks*: so does any chunking, with rows that advance separately under a mask.
+3. *one call*: ``start(continues=False)`` scores as ``start(continues=True)``, and a reserved capacity changes
+   nothing.
+4. *rows*: a row scores alone, without its padding, as in the batch; what padding holds has no influence.
+5. *old states*: a state may be continued again after another continuation of it.
+6. *beams*: after ``expand``, ``reorder``, ``select_groups`` a row goes on as if it had been fed its own past.
+7. *gradients*: the likelihood has the same finite gradients stepped and at once; they reach every parameter.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Callable, Sequence
+from typing import Sequence
 
 import torch
 from torch import Tensor
@@ -42,11 +42,8 @@ def in_double(batch: Batch) -> Batch:
 def agree(law: str, what: str, got: Tensor, want: Tensor, tolerance: float) -> None:
     """Raise AssertionError, naming the law, where two tensors differ by more than ``tolerance * max(1,
     |want|)``."""
-    assert got.shape == want.shape, f'law "{law}": {what} has shape {tuple(got.shape)}, not {tuple(want.shape)}'
+    shapes = tuple(got.shape), tuple(want.shape)
+    assert shapes[0] == shapes[1], f'law "{law}": {what} has shape {shapes[0]}, not {shapes[1]}'
     off = torch.where(got == want, torch.zeros_like(want), (got - want).abs() / want.abs().clamp_min(1.0))
     worst = float(off.max()) if off.numel() else 0.0
     assert worst <= tolerance, f'law "{law}": {what} differs by {worst:.2e}, allowed {tolerance:.0e}'
-
-
-Check = Callable[..., None]
-"""One law: raises AssertionError where it is broken."""

@@ -1,11 +1,12 @@
 """The laws of search, checked on a model: what holds for every state kind, or a search is broken.
 
-1. *beam of one*: it is greedy search. 2. *full beam*: a beam that holds everything finds what exhaustive
-enumeration finds, scored by teacher forcing. 3. *batch*: every row gets the result it gets alone, from
-greedy search, beam search and sampling. 4. *scores*: the score of a hypothesis is the model's
-log-probability of it; lists are sorted and hold nothing twice. 5. *early stop*: stopping a beam early, and
-dropping rows that are done, changes no result. 6. *sampling*: a seed fixes the samples, and one symbol to
-choose from makes them greedy.
+1. *beam of one*: it is greedy search.
+2. *batch*: every row gets the result it gets alone, from greedy search, beam search and sampling.
+3. *full beam*: a beam that holds everything finds what enumeration finds, scored by teacher forcing.
+4. *scores*: the score of a hypothesis is the model's log-probability of it; lists are sorted and hold nothing
+   twice.
+5. *early stop*: stopping a beam early, and dropping rows that are done, changes no result.
+6. *sampling*: a seed fixes the samples, and one symbol to choose from makes them greedy.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ def check_search(
     model = make_model(num_symbols).double().eval()
     batch = in_double(batch) if batch is not None else _sources(num_symbols)
     _beam_of_one(model, batch)
-    _full_beam(model, batch, num_symbols, longest)
     _batch(model, batch)
+    _full_beam(model, batch, num_symbols, longest)
     _scores(model, batch)
     _early_stop(model, batch)
     _sampling(model, batch)
@@ -109,8 +110,9 @@ def _scores(model: Model, batch: Batch) -> None:
     law, allowed = "scores", tolerance("search", torch.float64)
     for search in (Greedy(9), Beam(5, num_best=5, max_length=9), Sample(num_samples=4, max_length=9)):
         for i, row in enumerate(search(model, batch)):
-            if sorted((h.score for h in row if h.finished), reverse=True) != [h.score for h in row if h.finished]:
-                raise _fail(law, [h.score for h in row], "the best first")
+            ended = [h.score for h in row if h.finished]
+            if sorted(ended, reverse=True) != ended:
+                raise _fail(law, ended, "the best first")
             if isinstance(search, Beam) and len({(h.ids, h.finished) for h in row}) != len(row):
                 raise _fail(law, [h.ids for h in row], "different hypotheses")
             for h in (h for h in row if h.finished):
