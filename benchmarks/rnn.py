@@ -45,7 +45,7 @@ def cell_loop(module: nn.RNNBase, kind: str) -> Layer:
     return layer
 
 
-def our_layer(module: nn.RNNBase, kind: str, bf16: bool) -> Layer:
+def our_layer(module: nn.RNNBase, kind: str, bf16: bool = False) -> Layer:
     """The same layer through transduce's op; the weights are the module's own parameters."""
     from transduce.ops.rnn import elman, gru, lstm
 
@@ -69,9 +69,21 @@ def our_layer(module: nn.RNNBase, kind: str, bf16: bool) -> Layer:
     return layer
 
 
+def forced(backend: str, layer: Layer) -> Layer:
+    """The layer with one backend of ours."""
+    from transduce.ops.dispatch import use_backend
+
+    def run_forced(x: Tensor) -> Tensor:
+        with use_backend(backend):
+            return layer(x)
+
+    return run_forced
+
+
 PEERS: dict[str, Callable[[nn.RNNBase, str], Layer]] = {
-    "transduce loop": lambda module, kind: our_layer(module, kind, False),
-    "transduce loop, bf16 autocast": lambda module, kind: our_layer(module, kind, True),
+    "transduce": our_layer,
+    "transduce, bf16 autocast": lambda module, kind: our_layer(module, kind, bf16=True),
+    "transduce loop": lambda module, kind: forced("loop", our_layer(module, kind)),
     "torch.nn": lambda module, kind: torch_layer(module),
     "torch cell loop": cell_loop,
 }
@@ -96,17 +108,9 @@ def child(case: str, peer: str) -> Result:
     if work == "inference":
         return measure(case, peer, torch.no_grad()(lambda: layer(x)), flops / rate)
     x.requires_grad_()
-    used = [
-        x,
-        *(
-            p
-            for name, p in module.named_parameters()
-            if name.startswith("cell.") == (peer == "torch cell loop")
-        ),
-    ]
-    return measure(
-        case, peer, lambda: torch.autograd.grad(layer(x), used, grad, allow_unused=True), flops / rate
-    )
+    weights = module.cell if peer == "torch cell loop" else module
+    used = [x, *weights.parameters(recurse=False)]
+    return measure(case, peer, lambda: torch.autograd.grad(layer(x), used, grad), flops / rate)
 
 
 def main() -> None:

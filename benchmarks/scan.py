@@ -103,20 +103,25 @@ def torch_call(
     return lambda: torch.autograd.grad(scan(*leaves), leaves, grad), states
 
 
+def memory_limit(a: Tensor, b: Tensor) -> float:
+    """Seconds to read two arrays and write a third."""
+    out = torch.empty_like(a)
+    return min(seconds(lambda: torch.add(a, b, out=out), budget=0.5))
+
+
 def child(case: str, peer: str) -> Result:
     kind, size = case.split(" ")
     g = torch.Generator().manual_seed(0)
     a = torch.rand(SIZES[size], generator=g)
     b, grad = (torch.randn(SIZES[size], generator=g) for _ in range(2))
+    limit = memory_limit(a, b) * LIMIT_FACTOR[kind]
     with torch.no_grad():
-        out = torch.empty_like(a)
-        limit = min(seconds(lambda: torch.add(a, b, out=out), budget=0.5)) * LIMIT_FACTOR[kind]
         truth = torch_loop(a.double(), b.double())
     call, states = jax_call(kind, a, b, grad) if peer == JAX else torch_call(kind, peer, a, b, grad)
     error = float((states - truth).abs().max())
     if not error < 1e-3:
         return Result(case, peer, limit_ms=limit * 1e3, problem=f"wrong: off by {error:.2g}")
-    del states, truth, out
+    del states, truth
     return measure(case, peer, call, limit)
 
 

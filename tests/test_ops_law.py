@@ -132,3 +132,26 @@ assert counts[-1] < 1000 or not took, counts
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no locator available"), OSError("disk full")])
+def test_kernels_compile_where_no_folder_can_hold_the_cache(monkeypatch, error):
+    import numba
+
+    from transduce.ops import scan_numba
+    from transduce.ops.kernels import Kernel
+
+    compile_it, tried = numba.cfunc, []
+
+    def cfunc(signature, cache=False):
+        tried.append(cache)
+        if cache:
+            raise error
+        return compile_it(signature)
+
+    monkeypatch.setattr(numba, "cfunc", cfunc)
+    a, b, h0 = torch.rand(1, 3, 2), torch.ones(1, 3, 2), torch.zeros(1, 2)
+    out = torch.empty_like(b)
+    Kernel(scan_numba._forward).launch(torch.float32, (a, b, h0, out, None), (1, 3, 2, 1, 1, 0), 1)
+    assert tried == [True, False]
+    assert torch.equal(out, scan_numba.forward(a, b, h0, None, False))

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from transduce.ops.rnn import elman, gru, gru_gates, lstm
+from transduce.ops.rnn_fused import lstm_layer
 from transduce.testing.ops import check_op
 
 OPS = [elman, gru, lstm]
@@ -209,3 +210,24 @@ def test_any_number_of_threads_gives_the_same(op):
     for other in found[1:]:
         for a, b in zip(other, found[0]):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_fused_layer_of_torch_agrees(dtype):
+    pre, weight, h0, c0 = inputs(lstm, dtype=dtype)
+    g = torch.Generator().manual_seed(3)
+    x, input_weight = (torch.randn(*s, dtype=dtype, generator=g) for s in ((3, 5, 6), (16, 6)))
+    leaves = [t.requires_grad_() for t in (x, input_weight, pre[0, 0].clone(), weight, h0, c0)]
+    x, input_weight, bias, *rest = leaves
+    y, h, c = lstm_layer(*leaves)
+    ours, memory = lstm(x @ input_weight.mT + bias, *rest)
+    for got, want in ((y, ours), (h, ours[:, -1]), (c, memory[:, -1])):
+        torch.testing.assert_close(got, want)
+    fused = torch.autograd.grad(y.sum() + 2 * c.sum(), leaves)
+    for got, want in zip(fused, torch.autograd.grad(ours.sum() + 2 * memory[:, -1].sum(), leaves)):
+        torch.testing.assert_close(got, want)
+
+
+def test_the_fused_layer_names_a_wrong_input():
+    with pytest.raises(ValueError, match="T at least 1"):
+        lstm_layer(torch.zeros(2, 0, 3), *(torch.zeros(1) for _ in range(5)))
