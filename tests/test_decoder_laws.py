@@ -235,7 +235,8 @@ class Unreached(Averaging):
 BROKEN_DECODERS = [
     (ForgetsLast, "stepping"), (IgnoresMask, "ragged chunks"), (ScoresDifferentlyInTraining, "stepping"),
     (NeedsCapacity, "one call"), (ReadsPadding, "rows"), (ReadsNeighbours, "rows"),
-    (WritesInPlace, "old states"), (MixesBeams, "beams"), (CutsGradient, "gradients"), (Unreached, "gradients"),
+    (WritesInPlace, "old states"), (MixesBeams, "beams"),
+    (CutsGradient, "gradients"), (Unreached, "gradients"),
 ]
 
 

@@ -15,8 +15,8 @@ from transduce.nn.attend import AdditiveAttend
 from transduce.nn.embed import Embed, Head
 from transduce.nn.recurrent import GRUCell, Recurrence
 from transduce.search import (
-    Beam, BlockNGrams, Constrain, CoveragePenalty, Ensemble, Fusion, Greedy, LengthPenalty, Sample, StepScorer,
-    align, ratio, score,
+    Beam, BlockNGrams, Constrain, CoveragePenalty, Ensemble, Fusion, Greedy, LengthPenalty, Sample,
+    StepScorer, align, ratio, score,
 )
 
 VOCAB = 8

@@ -58,7 +58,7 @@ class LengthPenalty:
 
     def __init__(self, alpha: float = 0.6, reward: float = 0.0) -> None:
         if alpha < 0:
-            raise UserError(f"A length penalty needs alpha >= 0, got {alpha}; for short answers use reward < 0.")
+            raise UserError(f"A length penalty needs alpha >= 0, got {alpha}; reward < 0 shortens answers.")
         self.alpha, self.reward = alpha, reward
 
     @property
@@ -104,7 +104,7 @@ class CoveragePenalty(StepScorer):
     def observe(self, weights: Tensor, state: State) -> State:
         if weights.shape != state["seen"].shape:
             raise UserError(
-                f"A coverage penalty needs a weight for each of {state['seen'].shape[-1]} source symbols, but "
+                f"A coverage penalty needs {state['seen'].shape[-1]} weights, one a source symbol, but "
                 f"{weights.shape[-1]} were recorded; give it the name pattern of the attention to the source."
             )
         return {**state, "seen": state["seen"] + weights}
@@ -146,8 +146,9 @@ class BlockNGrams(StepScorer):
 class Fusion(StepScorer):
     """Shallow fusion: weight * log p_other(y | y_<u) of another model over the same symbols.
 
-    Gulcehre et al. 2015 (arXiv 1503.03535, section 4.1). A negative weight subtracts the other model; the
-    beam then cannot stop early. Two fusions in one beam need different names.
+    Gulcehre et al. 2015 (arXiv 1503.03535, section 4.1). A negative weight subtracts the other model, whose
+    log-probabilities then count as -30 at least, so that what it excludes does not win; the beam then cannot
+    stop early. Two fusions in one beam need different names.
     """
 
     def __init__(self, model: Model, weight: float = 0.3, name: str = "lm") -> None:
@@ -157,10 +158,12 @@ class Fusion(StepScorer):
     def start(self, batch: Batch, rows: int) -> State:
         return states.expand(self.model.start(batch), rows // batch.size)
 
-    def score(self, ids: Tensor, state: State, num_symbols: int) -> tuple[Tensor | None, State]:
+    def score(self, ids: Tensor, state: State, num_symbols: int) -> tuple[Tensor, State]:
         dist, state = self.model(ids[:, None], state)
-        # 0 * -inf is not a number
-        return (self.weight * dist.scores[:, -1] if self.weight != 0 else None), state
+        scores = dist.scores[:, -1]
+        if self.weight <= 0:
+            scores = scores.clamp_min(-30.0)  # neither 0 * -inf nor a bonus without bounds
+        return self.weight * scores, state
 
 
 class Constrain(StepScorer):
@@ -204,7 +207,7 @@ class Ensemble(Model):
         given = [1.0 / len(models)] * len(models) if weights is None else list(weights)
         if len(given) != len(models) or abs(sum(given) - 1.0) > 1e-6 or min(given) <= 0:
             raise UserError(
-                f"An ensemble of {len(models)} needs {len(models)} weights above 0 that sum to 1, got {given}."
+                f"The weights of {len(models)} models are as many numbers above 0 that sum to 1, got {given}."
             )
         self.models = torch.nn.ModuleList(models)
         self.weights, self.mode = given, mode

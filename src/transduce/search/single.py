@@ -76,13 +76,15 @@ class Sample:
         uniform = torch.stack(streams).to(device_of(batch))
 
         def choose(scores: Tensor, step: int, rows: Tensor) -> Tensor:
-            # The distribution function is inverted in float64: float32 sums would distort large vocabularies.
-            p = self._filtered(scores / self.temperature).double().softmax(-1)
-            below = p.cumsum(-1)
-            drawn = torch.searchsorted(below, uniform[rows, step, None] * below[:, -1:], right=True)[:, 0]
-            last = (p > 0).int().cumsum(-1).argmax(-1)  # rounding must not reach behind the support
+            # The distribution function is summed in float64: float32 would distort large vocabularies.
+            below = self._filtered(scores / self.temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
+            total = below[:, -1:]
+            # Below the total even after rounding, so that no symbol behind the support can be drawn.
+            largest = total.nextafter(torch.zeros_like(total))
+            target = torch.minimum(uniform[rows, step, None] * total, largest)
+            drawn = torch.searchsorted(below, target, right=True)[:, 0]
             # Nothing to draw from: all scores are -inf, or one is NaN. `decode` sees which by the best score.
-            return torch.where(below[:, -1].isnan(), scores.argmax(-1), torch.minimum(drawn, last))
+            return torch.where(total[:, 0].isnan(), scores.argmax(-1), drawn)
 
         found = decode(model, batch, limits, choose, copies=n, allow_unknown=self.allow_unknown)
         return [sorted(row, key=lambda h: -h.score) for row in found]
