@@ -1,0 +1,21 @@
+"""Building blocks. Mixers work over time, feedforward layers over channels, attends read a memory."""
+
+from .attend import AdditiveAttend, Attend, DotAttend, GeneralAttend, LocationAttend, MultiHeadAttend
+from .attention import Attention
+from .combine import Bidirectional, Parallel, Pointwise, Repeat, Residual, Serial
+from .convolution import CausalConv, DilatedConv
+from .dropout import SequenceDropout
+from .embed import Embed, Head
+from .feedforward import FeedForward
+from .linear_rnn import MinGRU
+from .norm import LayerNorm, RMSNorm
+from .pyramid import GatedPyramid
+from .recurrent import GRU, LSTM, Elman, ElmanCell, GRUCell, LSTMCell, Recurrence, from_torch
+from .retention import Retention
+
+__all__ = [
+    "AdditiveAttend", "Attend", "Attention", "Bidirectional", "CausalConv", "DilatedConv", "DotAttend", "Elman",
+    "ElmanCell", "Embed", "FeedForward", "GRU", "GRUCell", "GatedPyramid", "GeneralAttend", "Head", "LSTM", "LSTMCell",
+    "LayerNorm", "LocationAttend", "MinGRU", "MultiHeadAttend", "Parallel", "Pointwise", "RMSNorm", "Recurrence",
+    "Repeat", "Residual", "Retention", "SequenceDropout", "Serial", "from_torch",
+]

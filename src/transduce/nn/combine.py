@@ -46,7 +46,10 @@ class Serial(Mixer):
         self.mixers = nn.ModuleList(mixers)
         self.causal = all(m.causal for m in mixers)
         self.lookahead = _lookahead(mixers, chained=True)
-        self.bytes_per_step = sum(m.bytes_per_step for m in mixers)
+
+    @property
+    def bytes_per_step(self) -> int:
+        return sum(m.bytes_per_step for m in self.mixers)
 
     def init_state(self, batch: int, *, capacity: int | None = None) -> State:
         _refuse_unless_causal(self)
@@ -75,7 +78,11 @@ class Residual(Mixer):
         self.mixer = mixer
         self.norm = norm if norm is not None else nn.Identity()
         self.dropout = nn.Dropout(dropout)
-        self.causal, self.lookahead, self.bytes_per_step = mixer.causal, mixer.lookahead, mixer.bytes_per_step
+        self.causal, self.lookahead = mixer.causal, mixer.lookahead
+
+    @property
+    def bytes_per_step(self) -> int:
+        return self.mixer.bytes_per_step
 
     def init_state(self, batch: int, *, capacity: int | None = None) -> State:
         return self.mixer.init_state(batch, capacity=capacity)
@@ -104,7 +111,10 @@ class Parallel(Mixer):
         self.project = nn.Linear(len(mixers) * dim, dim) if dim is not None else None
         self.causal = all(m.causal for m in mixers)
         self.lookahead = _lookahead(mixers, chained=False)
-        self.bytes_per_step = sum(m.bytes_per_step for m in mixers)
+
+    @property
+    def bytes_per_step(self) -> int:
+        return sum(m.bytes_per_step for m in self.mixers)
 
     def init_state(self, batch: int, *, capacity: int | None = None) -> State:
         _refuse_unless_causal(self)
@@ -132,7 +142,10 @@ class Repeat(Mixer):
         self.mixer, self.times = mixer, times
         self.causal = mixer.causal
         self.lookahead = None if mixer.lookahead is None else times * mixer.lookahead
-        self.bytes_per_step = times * mixer.bytes_per_step
+
+    @property
+    def bytes_per_step(self) -> int:
+        return self.times * self.mixer.bytes_per_step
 
     def init_state(self, batch: int, *, capacity: int | None = None) -> State:
         return tuple(self.mixer.init_state(batch, capacity=capacity) for _ in range(self.times))

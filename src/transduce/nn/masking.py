@@ -14,3 +14,27 @@ def valid_resets(resets: Tensor | None, mask: Tensor | None) -> Tensor | None:
 def only_pads_right(mask: Tensor | None) -> bool:
     """True when every row is some valid steps and then only padding. Reads the mask's values."""
     return mask is None or not bool((mask[:, 1:] & ~mask[:, :-1]).any())
+
+
+def positions(
+    x: Tensor, count: Tensor | None, mask: Tensor | None, resets: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """How many valid steps of its row stand before each step since the last reset, and behind the last step.
+
+    x: (B,T,...). count: (B,), steps before this chunk; None for a fresh start. Resets at masked steps must have
+    been removed (:func:`valid_resets`). Returns (B,T), or (1,T) where all rows are alike, and (B,).
+    """
+    batch, steps = x.shape[:2]
+    if mask is None and resets is None:
+        run = torch.arange(steps, device=x.device)[None]
+        at = run if count is None else count[:, None] + run
+        return at, (at[:, -1] + 1).expand(batch)
+    ones = torch.ones(batch, steps, dtype=torch.long, device=x.device) if mask is None else mask.long()
+    through = ones.cumsum(1)
+    before = through - ones
+    begun = torch.zeros_like(before[:, 0]) if count is None else count
+    if resets is None:
+        return begun[:, None] + before, begun + through[:, -1]
+    base = torch.where(resets, before, -1).cummax(1).values  # steps before the latest reset, -1 for none yet
+    offset = torch.where(base >= 0, -base, begun[:, None])
+    return before + offset, through[:, -1] + offset[:, -1]
