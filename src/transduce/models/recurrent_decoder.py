@@ -12,7 +12,7 @@ from transduce.core.protocols import Decoder, Mixer
 from transduce.core.seq import Seq
 from transduce.core.state import Shared, State
 from transduce.nn.attend import Attend
-from transduce.ops.rnn import gru
+from transduce.ops.rnn import gru, gru_gates
 
 
 @dataclass(frozen=True)
@@ -125,19 +125,8 @@ class RecurrentDecoder(Decoder):
         for symbol, keep in zip(pre.unbind(1), valid):
             both, source = self.attend.attend_step(hidden, source, mask=keep)
             context, gates = both.split((self.memory_width, 3 * self.hidden), -1)
-            after = gru_step(symbol + gates, self.recur(hidden), hidden)
+            after = gru_gates(symbol + gates, self.recur(hidden), hidden)
             hidden = after if keep is None else torch.where(keep[:, None], after, hidden)
             all_hidden.append(hidden)
             contexts.append(context)
         return torch.stack(all_hidden, 1), torch.stack(contexts, 1), source
-
-
-def gru_step(pre: Tensor, recurrent: Tensor, hidden: Tensor) -> Tensor:
-    """One GRU step from the input's and the state's share of the pre-activations, each (B,3H) in the order r, z, n.
-
-    h' = z h + (1 - z) tanh(n_x + r n_h)
-    """
-    width = hidden.shape[-1]
-    r, z = torch.sigmoid(pre[..., : 2 * width] + recurrent[..., : 2 * width]).split(width, -1)
-    candidate = torch.tanh(torch.addcmul(pre[..., 2 * width :], r, recurrent[..., 2 * width :]))
-    return torch.lerp(candidate, hidden.to(candidate.dtype), z)
