@@ -409,3 +409,42 @@ def test_whole_groups_of_shared_memory_stay_shared() -> None:
         flat = torch.arange(size).repeat_interleave(fanout)
         assert rows(kept) == flat[states.group_rows(groups, k)].tolist()
         assert kept.fanout == {(4, 4): 4, (4, 2): 2, (2, 4): 2, (3, 2): 1}[fanout, k]
+
+
+class OnCpu(Model):
+    """A model that makes its tensors on the CPU, whatever the default device is."""
+
+    def __init__(self, inner: Model) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def start(self, batch: Batch, *, capacity: int | None = None, continues: bool = True) -> states.State:
+        with torch.device("cpu"):
+            return self.inner.start(batch, capacity=capacity, continues=continues)
+
+    def forward(
+        self, prev: Tensor, state: states.State, *, mask: Tensor | None = None
+    ) -> tuple[Categorical, states.State]:
+        with torch.device("cpu"):
+            return self.inner(prev, state, mask=mask)
+
+
+FUSION = Fusion(OnCpu(Fixed({4: 0.0, EOS: 0.0}, num_symbols=6)))
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        Greedy(9), Sample(num_samples=2, top_k=3, top_p=0.9, max_length=9),
+        Beam(3, num_best=2, max_length=9, length=LengthPenalty(0.6, 0.1)),
+        Beam(3, max_length=9, scorers=[BlockNGrams(2), FUSION, CoveragePenalty()]),
+        Beam(3, max_length=9, scorers=[Constrain(lambda history, rows: history.new_ones(len(rows), 6).bool())]),
+    ],
+    ids=["greedy", "sample", "beam", "scorers", "constraint"],
+)
+def test_everything_lies_on_the_device_of_the_batch(search) -> None:
+    """A tensor that is made without a device would come into being on the default one, here of no use."""
+    model, batch = OnCpu(Attending()), sources(3, 1, 2)
+    usual = search(model, batch)
+    with torch.device("meta"):
+        assert search(model, batch) == usual

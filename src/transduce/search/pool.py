@@ -73,7 +73,7 @@ def read_back(steps: Sequence[Step], pool: Pool) -> Tensor:
         symbols[t, step.sources] = step.symbols
         parents[t, step.sources] = step.parents
     symbols, parents, last, slot = symbols.cpu(), parents.cpu(), pool.step.cpu(), pool.slot.cpu()
-    found = torch.zeros(*slot.shape, len(steps), dtype=torch.long)
+    found = torch.zeros(*slot.shape, len(steps), dtype=torch.long, device="cpu")
     for t in range(len(steps) - 1, -1, -1):
         inside = last >= t
         found[:, :, t] = torch.where(inside, symbols[t].gather(1, slot), 0)

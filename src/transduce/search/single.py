@@ -92,8 +92,8 @@ class Sample:
     def _stream(self, row: int, sample: int, limit: int) -> Tensor:
         """The hypothesis's uniform numbers; a longer limit continues them."""
         digest = hashlib.blake2b(f"{self.seed},{row},{sample}".encode(), digest_size=7).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
-        return torch.rand(limit, generator=generator, dtype=torch.float64)
+        generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest, "big"))
+        return torch.rand(limit, generator=generator, dtype=torch.float64, device="cpu")
 
     def _filtered(self, scores: Tensor) -> Tensor:
         if self.top_k is not None and self.top_k < scores.shape[-1]:
