@@ -1,9 +1,10 @@
-"""Training speed of the main job: our training step against a plain float32 loop over the same model and batches.
+"""Training speed of the main job: our training step against a plain float32 loop over the same model and
+batches.
 
-``python -m benchmarks.main_job``: words of the CMU dictionary a second through ``rnnsearch`` as ``transduce fit`` trains it.
-Contestants take the same 24 batches; times are for all of them. "plain" is what a reader would write down: the model, the loss,
-``torch.optim.AdamW`` with its defaults, float32, the allocator as it is, batches as a shuffled list pads them (``random``) or
-grouped by length as ours are (``grouped``).
+``python -m benchmarks.main_job``: words of the CMU dictionary a second through ``rnnsearch`` as ``transduce
+fit`` trains it. Contestants take the same 24 batches; times are for all of them. "plain" is what a reader
+would write down: the model, the loss, ``torch.optim.AdamW`` with its defaults, float32, the allocator as it
+is, batches as a shuffled list pads them (``random``) or grouped by length as ours are (``grouped``).
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from benchmarks.harness import Result, environment, in_own_process, measure, sav
 BATCHES = 24
 CASE = "rnnsearch on cmudict"
 PEERS = (
-    "transduce fit", "transduce fit, float32", "transduce fit, heap left alone", "plain loop, grouped", "plain loop, random",
+    "transduce fit",
+    "transduce fit, float32",
+    "transduce fit, heap left alone",
+    "plain loop, grouped",
+    "plain loop, random",
 )
 
 
@@ -93,7 +98,9 @@ def main() -> None:
             print(f"  {r.peer:32}{r.problem}")
             continue
         words = int(r.case.rsplit(", ", 1)[1].split()[0])
-        print(f"  {r.peer:32}{words / r.best_ms * 1e3:9,.0f} words/s (median {words / r.median_ms * 1e3:,.0f}), {r.peak_mib:.0f} MiB")
+        print(
+            f"  {r.peer:32}{words / r.best_ms * 1e3:9,.0f} words/s (median {words / r.median_ms * 1e3:,.0f}), {r.peak_mib:.0f} MiB"
+        )
     print("written:", save("bench-main-job", "python -m benchmarks.main_job", results, before).name)
 
 

@@ -22,7 +22,9 @@ FAST = ["--max-steps", "12", "--evaluations", "1", "--evaluation-rows", "20", "-
 def pairs(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "pairs.tsv"
     corpus = synthetic.make("synthetic-reverse", train=180, held_out=10, shortest=2, longest=6)
-    path.write_text("".join(f"{e.source}\t{e.target}\n" for e in [*corpus.train, *corpus.valid, *corpus.test]))
+    path.write_text(
+        "".join(f"{e.source}\t{e.target}\n" for e in [*corpus.train, *corpus.valid, *corpus.test])
+    )
     return path
 
 
@@ -75,7 +77,15 @@ def test_every_command_has_help(command, capsys):
 
 def test_fit_leaves_a_complete_run(run):
     names = {p.name for p in run.iterdir()}
-    assert {"bundle", "checkpoint", "config.json", "log.jsonl", "curve.png", "attention-1.png", "attention-3.png"} <= names
+    assert {
+        "bundle",
+        "checkpoint",
+        "config.json",
+        "log.jsonl",
+        "curve.png",
+        "attention-1.png",
+        "attention-3.png",
+    } <= names
     described = json.loads((run / "bundle" / "bundle.json").read_text())
     assert {"valid", "test", "test_beam_5"} <= set(described["metrics"])
     assert "sequence error" in (run / "bundle" / "README.md").read_text().lower()
@@ -125,11 +135,15 @@ def test_language_models_continue_text(tmp_path, capsys):
     capsys.readouterr()
     answers = []
     for seed in ("1", "1", "2"):
-        assert main(["predict", str(out), "the ", "--length", "20", "--seed", seed, "--temperature", "1.5"]) == 0
+        assert (
+            main(["predict", str(out), "the ", "--length", "20", "--seed", seed, "--temperature", "1.5"]) == 0
+        )
         answers.append(capsys.readouterr().out)
     assert answers[0] == answers[1] != answers[2]
     assert answers[0].startswith("the ")
-    assert "bits per character" in json.dumps(json.loads((out / "bundle" / "bundle.json").read_text())["metrics"]).replace("_", " ")
+    assert "bits per character" in json.dumps(
+        json.loads((out / "bundle" / "bundle.json").read_text())["metrics"]
+    ).replace("_", " ")
 
 
 def test_an_interrupted_run_goes_on_to_the_same_losses(pairs, tmp_path, monkeypatch, capsys):
@@ -148,7 +162,9 @@ def test_an_interrupted_run_goes_on_to_the_same_losses(pairs, tmp_path, monkeypa
     assert "--resume" in capsys.readouterr().out
     assert main(["fit", "rnnsearch", "--data", str(pairs), "--out", str(parts), "--resume"]) == 0
     losses = lambda out: [
-        (r["step"], r["loss"]) for line in (out / "log.jsonl").read_text().splitlines() if "loss" in (r := json.loads(line))
+        (r["step"], r["loss"])
+        for line in (out / "log.jsonl").read_text().splitlines()
+        if "loss" in (r := json.loads(line))
     ]
     assert len(losses(whole)) == 12 and losses(parts) == losses(whole)
 
@@ -157,8 +173,12 @@ def test_an_interrupted_run_goes_on_to_the_same_losses(pairs, tmp_path, monkeypa
 
 
 def test_unknown_names_are_answered_with_the_nearest(pairs, tmp_path, capsys):
-    assert 'Did you mean "rnnsearch"' in refused(capsys, "fit", "rnnserch", "--data", pairs, "--out", tmp_path / "x")
-    assert 'Did you mean "cmudict"' in refused(capsys, "fit", "rnnsearch", "--data", "cmudct", "--out", tmp_path / "x")
+    assert 'Did you mean "rnnsearch"' in refused(
+        capsys, "fit", "rnnserch", "--data", pairs, "--out", tmp_path / "x"
+    )
+    assert 'Did you mean "cmudict"' in refused(
+        capsys, "fit", "rnnsearch", "--data", "cmudct", "--out", tmp_path / "x"
+    )
     assert 'Did you mean "predict"' in refused(capsys, "predcit")
     assert not (tmp_path / "x").exists(), "nothing may be left behind"
 
@@ -172,10 +192,15 @@ def test_unknown_settings_are_named(pairs, tmp_path, capsys):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--max-time", "0"], "above 0"), (["--max-time", "soon"], "10m or 2h"), (["--learning-rate", "-1"], "learning_rate"),
-        (["--device", "cuda"], "no CUDA device"), (["--device", "abacus"], "no device"),
-        (["--source-column", "en"], 'no column "en"'), (["--coverage", "True", "--score", "general"], "coverage"),
-        (["--resume", "--force"], "not both"), (["--resume"], "no run to resume"),
+        (["--max-time", "0"], "above 0"),
+        (["--max-time", "soon"], "10m or 2h"),
+        (["--learning-rate", "-1"], "learning_rate"),
+        (["--device", "cuda"], "no CUDA device"),
+        (["--device", "abacus"], "no device"),
+        (["--source-column", "en"], 'no column "en"'),
+        (["--coverage", "True", "--score", "general"], "coverage"),
+        (["--resume", "--force"], "not both"),
+        (["--resume"], "no run to resume"),
     ],
 )
 def test_senseless_settings_are_refused(flags, message, pairs, tmp_path, capsys):
@@ -195,16 +220,27 @@ def test_an_existing_run_is_never_overwritten(run, pairs, tmp_path, capsys):
     assert (run / "bundle" / "bundle.json").read_bytes() == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    assert "left alone" in refused(capsys, "fit", "rnnsearch", "--data", pairs, "--out", tmp_path / "mine", "--force")
+    assert "left alone" in refused(
+        capsys, "fit", "rnnsearch", "--data", pairs, "--out", tmp_path / "mine", "--force"
+    )
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
 
 
-@pytest.mark.parametrize("number, words", [(errno.ENOSPC, "No space"), (errno.EROFS, "Read-only"), (errno.EACCES, "denied")])
+@pytest.mark.parametrize(
+    "number, words", [(errno.ENOSPC, "No space"), (errno.EROFS, "Read-only"), (errno.EACCES, "denied")]
+)
 def test_disks_that_refuse_are_one_sentence(number, words, pairs, tmp_path, capsys, monkeypatch):
     from transduce.train import run as run_module
 
     def refuse(*_, **__):
-        raise OSError(number, {errno.ENOSPC: "No space left", errno.EROFS: "Read-only file system", errno.EACCES: "Permission denied"}[number])
+        raise OSError(
+            number,
+            {
+                errno.ENOSPC: "No space left",
+                errno.EROFS: "Read-only file system",
+                errno.EACCES: "Permission denied",
+            }[number],
+        )
 
     monkeypatch.setattr(run_module, "replace_file", refuse)
     out = tmp_path / "x"
@@ -259,7 +295,12 @@ def twice(folder):
 
 @pytest.mark.parametrize(
     "change, message",
-    [(cut, "cut|bytes|damaged"), (newer, "format version 99"), (twice, "ambiguous"), (lambda f: (f / "bundle.json").unlink(), "no bundle.json")],
+    [
+        (cut, "cut|bytes|damaged"),
+        (newer, "format version 99"),
+        (twice, "ambiguous"),
+        (lambda f: (f / "bundle.json").unlink(), "no bundle.json"),
+    ],
     ids=["cut", "newer", "duplicate keys", "absent"],
 )
 def test_damaged_bundles_are_refused(change, message, run, tmp_path, capsys):

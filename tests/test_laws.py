@@ -7,8 +7,24 @@ from torch import nn
 from transduce.core.protocols import Mixer
 from transduce.core.seq import zero_masked
 from transduce.nn import (
-    GRU, LSTM, Attention, Bidirectional, CausalConv, DilatedConv, Elman, FeedForward, MinGRU, Parallel, Pointwise,
-    Repeat, Residual, Retention, RMSNorm, SequenceDropout, Serial, from_torch,
+    GRU,
+    LSTM,
+    Attention,
+    Bidirectional,
+    CausalConv,
+    DilatedConv,
+    Elman,
+    FeedForward,
+    MinGRU,
+    Parallel,
+    Pointwise,
+    Repeat,
+    Residual,
+    Retention,
+    RMSNorm,
+    SequenceDropout,
+    Serial,
+    from_torch,
 )
 from transduce.ops.dispatch import use_backend
 from transduce.ops.scan import linear_scan
@@ -39,8 +55,12 @@ MIXERS = {
     "Pointwise": lambda d: Pointwise(FeedForward(d, 2 * d)),
     "Bidirectional": lambda d: Bidirectional(GRU(d), Retention(d)),
     "hybrid stack": lambda d: Serial(
-        Residual(GRU(d), norm=RMSNorm(d)), Residual(Attention(d, 4, window=3), norm=RMSNorm(d)),
-        Residual(Pointwise(FeedForward(d, d))), Residual(Retention(d)), CausalConv(d), MinGRU(d),
+        Residual(GRU(d), norm=RMSNorm(d)),
+        Residual(Attention(d, 4, window=3), norm=RMSNorm(d)),
+        Residual(Pointwise(FeedForward(d, d))),
+        Residual(Retention(d)),
+        CausalConv(d),
+        MinGRU(d),
     ),
     "side by side": lambda d: Parallel(LSTM(d), Attention(d, 2), combine="project", dim=d),
     "shared weights": lambda d: Repeat(Residual(Serial(Attention(d, 2), MinGRU(d))), 3),
@@ -190,8 +210,17 @@ class BreaksExport(Decay):
 
 
 BROKEN = {
-    1: BreaksChunks, 2: BreaksNone, 3: BreaksPadding, 4: BreaksMaskedStep, 5: BreaksOldStates, 6: BreaksRows,
-    7: BreaksLookahead, 8: BreaksGradients, 9: BreaksResets, 10: BreaksGrowth, 11: BreaksExport,
+    1: BreaksChunks,
+    2: BreaksNone,
+    3: BreaksPadding,
+    4: BreaksMaskedStep,
+    5: BreaksOldStates,
+    6: BreaksRows,
+    7: BreaksLookahead,
+    8: BreaksGradients,
+    9: BreaksResets,
+    10: BreaksGrowth,
+    11: BreaksExport,
 }
 
 

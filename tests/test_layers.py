@@ -9,8 +9,18 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "src" / "transduce"
 LAYERS = {
-    "core": 0, "ops": 1, "data": 1, "nn": 2, "models": 3, "objectives": 3, "search": 3, "train": 4, "testing": 4,
-    "systems": 5, "cli": 6, "api": 6,
+    "core": 0,
+    "ops": 1,
+    "data": 1,
+    "nn": 2,
+    "models": 3,
+    "objectives": 3,
+    "search": 3,
+    "train": 4,
+    "testing": 4,
+    "systems": 5,
+    "cli": 6,
+    "api": 6,
 }
 # Proving and training need what they prove and train: within one layer only these pairs may meet.
 SIBLINGS = {("testing", "train"), ("cli", "api")}
@@ -48,7 +58,9 @@ def test_layers_import_downwards(path):
         if parts[0] != "transduce" or len(parts) < 2 or parts[1] not in LAYERS or parts[1] == mine:
             continue
         allowed = LAYERS[parts[1]] < LAYERS[mine] or (mine, parts[1]) in SIBLINGS
-        assert allowed, f"{path.relative_to(ROOT)} (layer {LAYERS[mine]}) imports {name} (layer {LAYERS[parts[1]]})"
+        assert allowed, (
+            f"{path.relative_to(ROOT)} (layer {LAYERS[mine]}) imports {name} (layer {LAYERS[parts[1]]})"
+        )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -62,23 +74,40 @@ def test_files_and_signatures_stay_small(path):
             assert len(names) <= 8, f"{path.name}: {node.name} takes {len(names)} parameters"
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if package_of(p) in ("ops", "nn", "models")], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if package_of(p) in ("ops", "nn", "models")], ids=lambda p: p.name
+)
 def test_time_is_never_indexed_in_a_loop(path):
     """``x[:, t]`` with a loop variable under autograd makes the backward pass quadratic in time."""
     for loop in ast.walk(ast.parse(path.read_text())):
         if not isinstance(loop, ast.For) or not isinstance(loop.target, ast.Name):
             continue
         for node in ast.walk(loop):
-            if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple) and len(node.slice.elts) == 2:
+            if (
+                isinstance(node, ast.Subscript)
+                and isinstance(node.slice, ast.Tuple)
+                and len(node.slice.elts) == 2
+            ):
                 first, second = node.slice.elts
-                is_time = isinstance(first, ast.Slice) and isinstance(second, ast.Name) and second.id == loop.target.id
+                is_time = (
+                    isinstance(first, ast.Slice)
+                    and isinstance(second, ast.Name)
+                    and second.id == loop.target.id
+                )
                 is_time = is_time and "weight" not in ast.unparse(node.value)  # taps of a filter, not steps
                 assert not is_time, f"{path.name}:{node.lineno} indexes time; use unbind(1)"
 
 
 def test_system_pages_do_not_repeat_each_other():
-    pages = {p: {line.strip() for line in p.read_text().splitlines() if len(line.strip()) > 25 and "import" not in line}
-             for p in sorted((ROOT / "systems").glob("*/*.py")) if not p.stem.startswith("_")}
+    pages = {
+        p: {
+            line.strip()
+            for line in p.read_text().splitlines()
+            if len(line.strip()) > 25 and "import" not in line
+        }
+        for p in sorted((ROOT / "systems").glob("*/*.py"))
+        if not p.stem.startswith("_")
+    }
     for a, lines in pages.items():
         assert len(a.read_text().splitlines()) <= 150, f"{a.name} is longer than 150 lines"
         for b, others in pages.items():
@@ -103,4 +132,6 @@ def test_the_api_imports_nothing_heavy_beside_torch():
 
 
 def test_import_never_touches_the_allocator_or_the_threads():
-    run("import torch; n = torch.get_num_threads(); import transduce.api, transduce.nn, transduce.testing; assert torch.get_num_threads() == n")
+    run(
+        "import torch; n = torch.get_num_threads(); import transduce.api, transduce.nn, transduce.testing; assert torch.get_num_threads() == n"
+    )

@@ -6,7 +6,14 @@ import torch
 from transduce.core import state as states
 from transduce.core.seq import Batch, Seq
 from transduce.core.tap import record, replace
-from transduce.models import EncoderDecoder, LastStep, MeanStep, RecurrentDecoder, SequenceEncoder, VectorEncoder
+from transduce.models import (
+    EncoderDecoder,
+    LastStep,
+    MeanStep,
+    RecurrentDecoder,
+    SequenceEncoder,
+    VectorEncoder,
+)
 from transduce.nn.attend import AdditiveAttend
 from transduce.nn.embed import Embed, Head
 from transduce.nn.recurrent import GRUCell, Recurrence
@@ -22,7 +29,12 @@ def recurrent(attention: int | None) -> EncoderDecoder:
     if attention is None:
         encoder = VectorEncoder(encoder, LastStep())
     decoder = RecurrentDecoder(
-        Embed(11, 6), 12, 16, Head(16, 11), embed_width=6, dropout=0.1,
+        Embed(11, 6),
+        12,
+        16,
+        Head(16, 11),
+        embed_width=6,
+        dropout=0.1,
         attend=None if attention is None else AdditiveAttend(16, 12, attention),
     )
     return EncoderDecoder(encoder, decoder).double().eval()

@@ -27,13 +27,16 @@ def tree(batch=4, fanout=1):
     g = torch.Generator().manual_seed(batch)
     new = lambda *shape: torch.randn(*shape, generator=g)
     return Tree(
-        new(batch, 3), {"pair": Pair(new(batch), None), "list": [new(batch, 2, 2)]},
+        new(batch, 3),
+        {"pair": Pair(new(batch), None), "list": [new(batch, 2, 2)]},
         S.Shared((new(batch // fanout, 5),), fanout),
     )
 
 
 def equal(a, b):
-    return all(torch.equal(x, y) for x, y in zip(S.leaves(S.canonical(a)), S.leaves(S.canonical(b)), strict=True))
+    return all(
+        torch.equal(x, y) for x, y in zip(S.leaves(S.canonical(a)), S.leaves(S.canonical(b)), strict=True)
+    )
 
 
 def flat(t: Tree) -> list[torch.Tensor]:
@@ -80,7 +83,9 @@ def test_shared_memory_of_different_fanout_can_be_joined():
     a, b = S.Shared(torch.ones(1, 2), 2), S.Shared(torch.zeros(1, 2), 3)
     assert torch.equal(S.cat([a, b]).flat(), torch.cat((a.flat(), b.flat())))
     keep = torch.tensor([True, False])
-    assert torch.equal(S.where(keep, a, S.Shared(torch.zeros(1, 2), 2)).flat(), torch.tensor([[1.0, 1], [0, 0]]))
+    assert torch.equal(
+        S.where(keep, a, S.Shared(torch.zeros(1, 2), 2)).flat(), torch.tensor([[1.0, 1], [0, 0]])
+    )
 
 
 def test_bytes_count_shared_memory_once():

@@ -47,7 +47,10 @@ def test_the_apex_of_each_row_is_its_own():
 
 def test_trees_follow_the_gates():
     merge, left, right = torch.eye(3)
-    gates = [torch.stack([merge, left])[None], right[None, None]]  # apex takes its right child, which passes its left one
+    gates = [
+        torch.stack([merge, left])[None],
+        right[None, None],
+    ]  # apex takes its right child, which passes its left one
     assert read_tree(gates, 0, 3) == 1
     gates = [torch.stack([merge, left])[None], merge[None, None]]
     assert read_tree(gates, 0, 3) == ((0, 1), 1)

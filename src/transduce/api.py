@@ -28,7 +28,8 @@ LENGTH = ratio(2.0, 10)
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answer: its text, its score (log-probability, normalised by length under a beam) and the score's parts."""
+    """One answer: its text, its score (log-probability, normalised by length under a beam) and the score's
+    parts."""
 
     text: str
     score: float
@@ -44,7 +45,9 @@ def load(path: str | os.PathLike, *, device: str = "cpu") -> Transducer:
     if (folder / "bundle" / "bundle.json").is_file():
         folder = folder / "bundle"
     elif (folder / "config.json").is_file() and not (folder / "bundle.json").is_file():
-        raise BundleError(f"The run at {folder} has no bundle yet: it is still training or was stopped before its first save.")
+        raise BundleError(
+            f"The run at {folder} has no bundle yet: it is still training or was stopped before its first save."
+        )
     parts = bundle.read(folder)
     page = systems.find(parts.system_name)
     system = page.build(parts.spec, parts.config_as(page.config_type))
@@ -80,9 +83,15 @@ class Transducer:
         return Beam(width, num_best=num_best, max_length=LENGTH, length=LengthPenalty(1.0))
 
     def predict(
-        self, texts: str | Sequence[str], *, beam: int | None = None, num_best: int = 1, allow_unknown: bool = False
+        self,
+        texts: str | Sequence[str],
+        *,
+        beam: int | None = None,
+        num_best: int = 1,
+        allow_unknown: bool = False,
     ) -> Any:
-        """The answer to a text, or a list of answers to a list of texts; with ``num_best`` above 1 a list each.
+        """The answer to a text, or a list of answers to a list of texts; with ``num_best`` above 1 a list
+        each.
 
         Raises :class:`DataError` for an empty or over-long text, or one with unknown symbols unless
         ``allow_unknown`` (they then read as the unknown symbol).
@@ -92,11 +101,18 @@ class Transducer:
         return answers[0] if isinstance(texts, str) else answers
 
     def predictions(
-        self, texts: str | Sequence[str], *, beam: int | None = None, num_best: int = 1, allow_unknown: bool = False
+        self,
+        texts: str | Sequence[str],
+        *,
+        beam: int | None = None,
+        num_best: int = 1,
+        allow_unknown: bool = False,
     ) -> list[list[Prediction]]:
         """Like :meth:`predict`, with scores: an n-best list for each text."""
         if self.is_language_model:
-            raise DataError("This is a language model: give it the beginning of a text with continue_text() instead.")
+            raise DataError(
+                "This is a language model: give it the beginning of a text with continue_text() instead."
+            )
         rows = [texts] if isinstance(texts, str) else list(texts)
         for text in rows:
             check_text(self.spec.source, text, allow_unknown)
@@ -112,7 +128,8 @@ class Transducer:
         return found
 
     def continue_text(self, text: str, *, length: int = 200, temperature: float = 0.8, seed: int = 0) -> str:
-        """A language model's continuation of ``text``: ``length`` symbols at most, sampled from a seeded stream."""
+        """A language model's continuation of ``text``: ``length`` symbols at most, sampled from a seeded
+        stream."""
         if not self.is_language_model:
             raise DataError("This model turns sources into targets: use predict() instead.")
         ids = self._checked(self.spec.target, text) if text else []
@@ -120,7 +137,7 @@ class Transducer:
         for symbol in ids:
             session.step_id(symbol)
         sample = Sample(temperature, max_length=length, seed=seed)
-        (best,), = sample(_Continued(self.model, session), Batch(None, Seq.from_lists([[EOS]])))
+        ((best,),) = sample(_Continued(self.model, session), Batch(None, Seq.from_lists([[EOS]])))
         return self.spec.target.decode(best.ids)
 
     def score(self, source: str | None, target: str) -> float:
@@ -128,19 +145,27 @@ class Transducer:
         return float(score(self.model, self._batch(source, target).to(self.device))[0])
 
     def align(self, source: str, target: str) -> Tensor | None:
-        """Attention (U,S) of the target's symbols (and its end) to the source's; None for models without attention."""
+        """Attention (U,S) of the target's symbols (and its end) to the source's; None for models without
+        attention."""
         batch = self._batch(source, target).to(self.device)
         found = align(self.model, batch, [Hypothesis(tuple(batch.target.data[0, :-1].tolist()), 0.0)])
         return found[0] if found else None
 
-    def evaluate(self, encoded: Encoded | Sequence[tuple[str, str]], *, beam: int | None = None) -> Evaluation:
+    def evaluate(
+        self, encoded: Encoded | Sequence[tuple[str, str]], *, beam: int | None = None
+    ) -> Evaluation:
         """Error rates (or bits per character) on encoded data or on (source, target) pairs."""
         if not isinstance(encoded, Encoded):
             examples = [Example(s, t, (t,)) for s, t in encoded]
             encoded = encode(examples, self.spec.source, self.spec.target)
         search = None if self.is_language_model else self.searcher(beam)
         return evaluate(
-            self.model, search, encoded, self.spec, batch_symbols=BATCH_SYMBOLS // (beam or 1), device=self.device
+            self.model,
+            search,
+            encoded,
+            self.spec,
+            batch_symbols=BATCH_SYMBOLS // (beam or 1),
+            device=self.device,
         )
 
     def start(self, text: str = "") -> Session:
@@ -150,7 +175,11 @@ class Transducer:
         return Session(self.model, self.spec.target, self.model.start(batch))
 
     def _batch(self, source: str | None, target: str) -> Batch:
-        read = None if self.is_language_model else Seq.from_lists([self._checked(self.spec.source, source or "")])
+        read = (
+            None
+            if self.is_language_model
+            else Seq.from_lists([self._checked(self.spec.source, source or "")])
+        )
         return Batch(read, Seq.from_lists([[*self._checked(self.spec.target, target), EOS]]))
 
     def _checked(self, text_field: TextField, text: str) -> list[int]:
@@ -161,7 +190,8 @@ class Transducer:
 class Session:
     """A target that is written symbol by symbol. ``scores`` are the log-probabilities of the next symbol (V).
 
-    ``state`` is the model's state; :meth:`fork` gives an independent copy of the session, so alternatives can be tried.
+    ``state`` is the model's state; :meth:`fork` gives an independent copy of the session, so alternatives
+    can be tried.
     """
 
     def __init__(self, model: Model, target: TextField, state: states.State) -> None:
@@ -228,4 +258,6 @@ def check_text(text_field: TextField, text: str, allow_unknown: bool) -> None:
     unknown = text_field.unknown(text)
     if unknown and not allow_unknown:
         shown = ", ".join(f'"{u}"' for u in unknown[:5]) + (" and more" if len(unknown) > 5 else "")
-        raise DataError(f'"{text[:40]}" holds {shown}, which the model never saw; --allow-unknown reads them as unknown.')
+        raise DataError(
+            f'"{text[:40]}" holds {shown}, which the model never saw; --allow-unknown reads them as unknown.'
+        )

@@ -22,7 +22,8 @@ Units = Literal["chars", "words", "bytes", "bpe"]
 @dataclass(frozen=True)
 class DataOptions:
     data: str
-    """A built-in corpus by name, or a .tsv, .csv, .jsonl or .txt file, or a folder with train, valid and test files."""
+    """A built-in corpus by name, or a .tsv, .csv, .jsonl or .txt file, or a folder with train, valid and
+    test files."""
     data_dir: Path | None = None
     """Folder with data files that are not fetched (also: TRANSDUCE_DATA)."""
     source_column: str | None = None
@@ -60,9 +61,13 @@ class RunOptions:
 def fit_command(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0].startswith("-"):
         if arguments and arguments[0] not in ("-h", "--help"):
-            raise UserError("Name the system first: transduce fit SYSTEM --data ... --out ...; `transduce systems` lists them.")
-        print("usage: transduce fit SYSTEM --data NAME_OR_FILE --out FOLDER [options]\n\n"
-              "`transduce fit SYSTEM --help` lists the options; `transduce systems` lists the systems.")
+            raise UserError(
+                "Name the system first: transduce fit SYSTEM --data ... --out ...; `transduce systems` lists them."
+            )
+        print(
+            "usage: transduce fit SYSTEM --data NAME_OR_FILE --out FOLDER [options]\n\n"
+            "`transduce fit SYSTEM --help` lists the options; `transduce systems` lists the systems."
+        )
         return 0
     name, *rest = arguments
     page = systems.find(name)
@@ -119,11 +124,17 @@ def _fit(page: Page, data: DataOptions, run: RunOptions, model: dict[str, Any], 
         if isinstance(train.get("betas"), list):
             train["betas"] = tuple(train["betas"])
     corpus = load_corpus(
-        data.data, data_dir=data.data_dir, columns=data.columns, source_units=data.source_units, target_units=data.target_units
+        data.data,
+        data_dir=data.data_dir,
+        columns=data.columns,
+        source_units=data.source_units,
+        target_units=data.target_units,
     )
     if corpus.kind != page.kind:
         kinds = {"pairs": "pairs of source and target", "text": "plain text"}
-        raise UserError(f"{page.name} trains on {kinds[page.kind]}; {corpus.name} holds {kinds[corpus.kind]}.")
+        raise UserError(
+            f"{page.name} trains on {kinds[page.kind]}; {corpus.name} holds {kinds[corpus.kind]}."
+        )
     if not run.resume:
         prepare_out(run.out, force=run.force)
     prepared = prepare(corpus, vocabulary=run.vocabulary)
@@ -139,13 +150,15 @@ def _fit(page: Page, data: DataOptions, run: RunOptions, model: dict[str, Any], 
         f"{corpus.name}: {len(prepared.train):,} training rows, {len(prepared.valid):,} valid, {len(prepared.test):,} test",
         file=sys.stderr,
     )
-    result = Trainer(system, prepared, config, run.out, device=device, reporter=reporter(), resume=run.resume).run()
+    result = Trainer(
+        system, prepared, config, run.out, device=device, reporter=reporter(), resume=run.resume
+    ).run()
     if result.interrupted:
-        print(f"stopped at step {result.steps:,}; go on with: transduce fit {page.name} --data {data.data} --out {run.out} --resume")
+        print(
+            f"stopped at step {result.steps:,}; go on with: transduce fit {page.name} --data {data.data} --out {run.out} --resume"
+        )
         return result.exit_code
     from .report import finish
 
     finish(run.out, prepared, result, device)
     return 0
-
-

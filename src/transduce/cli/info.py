@@ -34,7 +34,9 @@ def systems_command(arguments: Sequence[str]) -> int:
         table.add_column(column, overflow="fold")
     for name in systems.names():
         page = systems.find(name)
-        table.add_row(name, page.kind, page.title, page.paper, _state(options.results, name, page.reproduce is not None))
+        table.add_row(
+            name, page.kind, page.title, page.paper, _state(options.results, name, page.reproduce is not None)
+        )
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     return 0
 
@@ -60,7 +62,9 @@ def show_command(arguments: Sequence[str]) -> int:
     docs = field_docs(page.config_type)
     for f in fields(page.config_type):
         print(f"  --{f.name.replace('_', '-')} {f.default}\n      {docs.get(f.name, '')}")
-    print(f"\ntry:\n  transduce fit {page.name} --data {'cmudict' if page.kind == 'pairs' else 'shakespeare'} --out runs/{page.name}")
+    print(
+        f"\ntry:\n  transduce fit {page.name} --data {'cmudict' if page.kind == 'pairs' else 'shakespeare'} --out runs/{page.name}"
+    )
     return 0
 
 
@@ -80,12 +84,16 @@ def reproduce_command(arguments: Sequence[str]) -> int:
     options = parse(Reproduce, arguments, "reproduce", "Run a system's full check.")
     page = systems.find(options.system)
     if page.reproduce is None:
-        raise UserError(f"{page.name} has no full check of its own; its figures come from `transduce fit` (see results).")
+        raise UserError(
+            f"{page.name} has no full check of its own; its figures come from `transduce fit` (see results)."
+        )
     from transduce.core.heap import keep_large_blocks
     from transduce.train.check import Check
 
     keep_large_blocks()
-    check = Check(page.name, options.out, options.quick, options.seeds[:1] if options.quick else options.seeds)
+    check = Check(
+        page.name, options.out, options.quick, options.seeds[:1] if options.quick else options.seeds
+    )
     page.reproduce(check)
     print(f"written: {check.write()}" + "".join(f", {options.out / f}" for f in check.figures))
     print("all claims hold" if check.passed else "a claim was missed")
@@ -114,7 +122,9 @@ def laws_command(arguments: Sequence[str]) -> int:
     try:
         factory(options.dim)
     except Exception as problem:
-        raise UserError(f"{options.layer}({options.dim}) fails: {type(problem).__name__}: {problem}") from None
+        raise UserError(
+            f"{options.layer}({options.dim}) fails: {type(problem).__name__}: {problem}"
+        ) from None
     results = mixer_laws(factory, options.dim, dtype=getattr(torch, options.dtype))
     print(render_laws(options.layer, results))
     return 0 if all(r.passed for r in results) else 1

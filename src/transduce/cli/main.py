@@ -16,7 +16,11 @@ COMMANDS = {
     "fit": ("transduce.cli.fit", "fit_command", "train a system on a built-in corpus or your own file"),
     "eval": ("transduce.cli.use", "eval_command", "measure a trained model"),
     "predict": ("transduce.cli.use", "predict_command", "ask a trained model"),
-    "reproduce": ("transduce.cli.info", "reproduce_command", "run a system's full check against its paper's claims"),
+    "reproduce": (
+        "transduce.cli.info",
+        "reproduce_command",
+        "run a system's full check against its paper's claims",
+    ),
     "laws": ("transduce.cli.info", "laws_command", "tell which law of the state protocol a layer breaks"),
 }
 
@@ -29,13 +33,25 @@ def help_text() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, (_, _, text) in COMMANDS.items()]
     return "\n".join(
-        ["usage: transduce COMMAND ...", "", "Sequence modelling in PyTorch.", "", "commands:", *lines, "", "examples:", EXAMPLES,
-         "", "`transduce COMMAND --help` lists the options of a command."]
+        [
+            "usage: transduce COMMAND ...",
+            "",
+            "Sequence modelling in PyTorch.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "examples:",
+            EXAMPLES,
+            "",
+            "`transduce COMMAND --help` lists the options of a command.",
+        ]
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 for a missed claim or a broken law, 2 for the user's mistake, 130 for Ctrl-C."""
+    """Run one command; returns the exit code: 0, 1 for a missed claim or a broken law, 2 for the user's
+    mistake, 130 for Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(help_text())
@@ -58,14 +74,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError:
         return _fail("There is not enough memory; try a smaller --batch-symbols or a smaller model.")
     except OSError as problem:
-        if problem.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENOENT, errno.ENOTDIR):
+        if problem.errno not in (
+            errno.ENOSPC,
+            errno.EROFS,
+            errno.EACCES,
+            errno.EDQUOT,
+            errno.ENOENT,
+            errno.ENOTDIR,
+        ):
             raise
         return _fail(f"{problem.filename or 'A file'} cannot be used: {problem.strerror}.")
 
 
 def _dispatch(name: str, arguments: list[str]) -> int:
     if name not in COMMANDS:
-        raise UserError(f'There is no command "{name}".{nearest(name, COMMANDS)} Commands are {", ".join(COMMANDS)}.')
+        raise UserError(
+            f'There is no command "{name}".{nearest(name, COMMANDS)} Commands are {", ".join(COMMANDS)}.'
+        )
     module, function, _ = COMMANDS[name]
     try:
         return getattr(importlib.import_module(module), function)(arguments) or 0

@@ -21,7 +21,7 @@ _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
 def seconds(text: str) -> float:
-    """"90", "90s", "10m", "1.5h" -> seconds."""
+    """ "90", "90s", "10m", "1.5h" -> seconds."""
     found = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*(s|m|min|h)?\s*", text)
     if found is None:
         raise UserError(f'--max-time takes a time such as 600, 90s, 10m or 2h, not "{text}".')
@@ -34,14 +34,19 @@ def field_docs(kind: type) -> dict[str, str]:
     body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body
     docs: dict[str, str] = {}
     for item, below in zip(body, body[1:]):
-        is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str)
+        is_text = (
+            isinstance(below, ast.Expr)
+            and isinstance(below.value, ast.Constant)
+            and isinstance(below.value.value, str)
+        )
         if isinstance(item, ast.AnnAssign) and is_text:
             docs[item.target.id] = " ".join(below.value.value.split())
     return docs
 
 
 def overrides(kind: type, name: str, skip: Sequence[str] = ()) -> type:
-    """A dataclass like ``kind`` in which every field may be left out (None): what the user changed, and only that."""
+    """A dataclass like ``kind`` in which every field may be left out (None): what the user changed, and
+    only that."""
     hints = typing.get_type_hints(kind)
     docs = field_docs(kind)
     fields = []
@@ -51,7 +56,9 @@ def overrides(kind: type, name: str, skip: Sequence[str] = ()) -> type:
         note = docs.get(f.name, "")
         default = f.default if f.default is not dataclasses.MISSING else None
         shown = f"{note} (default: {default})" if default is not None else note
-        annotated = Annotated[typing.Optional[hints[f.name]], tyro.conf.arg(help=shown, help_behavior_hint="")]
+        annotated = Annotated[
+            typing.Optional[hints[f.name]], tyro.conf.arg(help=shown, help_behavior_hint="")
+        ]
         fields.append((f.name, annotated, dataclasses.field(default=None)))
     made = dataclasses.make_dataclass(name, fields, frozen=True)
     made.__doc__ = f"settings of {kind.__module__}"
@@ -66,7 +73,10 @@ def given(options: Any) -> dict[str, Any]:
 def parse(kind: type[T], arguments: Sequence[str], command: str, description: str = "") -> T:
     """Parse flags into a dataclass; mistakes are explained by tyro, which exits with code 2."""
     return tyro.cli(
-        kind, args=list(arguments), prog=f"transduce {command}", description=description or None,
+        kind,
+        args=list(arguments),
+        prog=f"transduce {command}",
+        description=description or None,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
     )
 

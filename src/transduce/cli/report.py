@@ -28,7 +28,9 @@ def finish(out: Path, prepared: Prepared, result: TrainResult, device: Any) -> N
     bundle.add_metrics(folder.bundle, figures)
     drawn = draw_attention(model, prepared.test, folder) if prepared.kind == "pairs" else []
     print(f"bundle: {folder.bundle}   curve: {folder.curve}")
-    print(f"attention: {', '.join(map(str, drawn))}" if drawn else "attention: this model attends to no source")
+    print(
+        f"attention: {', '.join(map(str, drawn))}" if drawn else "attention: this model attends to no source"
+    )
     if prepared.kind == "pairs":
         example = prepared.test.examples[0].source
         print(f"next:\n  transduce predict {out} {quoted(example)}\n  transduce eval {out} --beam 5")
@@ -64,7 +66,7 @@ def draw_attention(model: Transducer, part: Encoded, folder: RunFolder) -> list[
     drawn: list[Path] = []
     for number, row in enumerate(order, 1):
         source = part.examples[row].source
-        (best, *_), = model.predictions([source], allow_unknown=True)
+        ((best, *_),) = model.predictions([source], allow_unknown=True)
         target = model.spec.target.decode(best.hypothesis.ids)
         weights = model.align(source, target) if target else None
         if weights is None:
@@ -73,5 +75,3 @@ def draw_attention(model: Transducer, part: Encoded, folder: RunFolder) -> list[
         written = [*model.spec.target.pieces(best.hypothesis.ids), "end"]
         drawn.append(attention_map(weights, read, written, folder.attention(number)))
     return drawn
-
-

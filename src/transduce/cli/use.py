@@ -44,7 +44,11 @@ class Predict:
 
 def predict_command(arguments: Sequence[str]) -> int:
     options = parse(Predict, arguments, "predict", "Ask a trained model.")
-    for name, value in (("--beam", options.beam), ("--num-best", options.num_best), ("--length", options.length)):
+    for name, value in (
+        ("--beam", options.beam),
+        ("--num-best", options.num_best),
+        ("--length", options.length),
+    ):
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, got {value}.")
     if not options.temperature > 0:
@@ -56,9 +60,12 @@ def predict_command(arguments: Sequence[str]) -> int:
     texts = _texts(options)
     if model.is_language_model:
         for text in texts:
-            print(text + model.continue_text(
-                text, length=options.length, temperature=options.temperature, seed=options.seed
-            ))
+            print(
+                text
+                + model.continue_text(
+                    text, length=options.length, temperature=options.temperature, seed=options.seed
+                )
+            )
         return 0
     found = model.predictions(
         texts, beam=options.beam, num_best=options.num_best, allow_unknown=options.allow_unknown

@@ -1,4 +1,5 @@
-"""Output distributions. A head is a module ``h -> Dist``; losses and searches read nothing else of a model."""
+"""Output distributions. A head is a module ``h -> Dist``; losses and searches read nothing else of a
+model."""
 
 from __future__ import annotations
 

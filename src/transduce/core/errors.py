@@ -1,4 +1,5 @@
-"""Errors that a user can mend. The command line prints them as one line; Python code catches them as ValueError."""
+"""Errors that a user can mend. The command line prints them as one line; Python code catches them as
+ValueError."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ class Mixer(nn.Module, ABC):
     """A sequence to a sequence of the same length, (B,T,D) -> (B,T,D).
 
     ``causal`` and ``lookahead``: output t reads inputs up to t + lookahead; a causal mixer has lookahead 0, a
-    mixer that reads everything has lookahead None. ``bytes_per_step``: how much the live state of one row grows
-    with each step, 0 for a constant state.
+    mixer that reads everything has lookahead None. ``bytes_per_step``: how much the live state of one row
+    grows with each step, 0 for a constant state.
     """
 
     causal: bool = True
@@ -39,11 +39,11 @@ class Mixer(nn.Module, ABC):
     ) -> tuple[Tensor, State]:
         """Process a chunk of any length T >= 1. State in, state out; None in, None out.
 
-        x: (B,T,D). mask: (B,T) bool, False means that the row does not advance at this step; what x holds there
-        (NaN included) has no influence, and the output there is unspecified. resets: (B,T) bool, True restarts
-        the row's history at this step, which then is its first one. ``state=None`` computes the outputs of a
-        fresh state without building one (training); pass ``init_state(B)`` to be given a state back.
-        A mixer that is not causal raises ValueError for a state.
+        x: (B,T,D). mask: (B,T) bool, False means that the row does not advance at this step; what x holds
+        there (NaN included) has no influence, and the output there is unspecified. resets: (B,T) bool, True
+        restarts the row's history at this step, which then is its first one. ``state=None`` computes the
+        outputs of a fresh state without building one (training); pass ``init_state(B)`` to be given a state
+        back. A mixer that is not causal raises ValueError for a state.
         """
 
 
@@ -74,7 +74,8 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, source: Seq, state: State = None, *, final: bool = True) -> tuple[Seq, State]:
-        """``final``: no more source follows this chunk. Encoders that need the whole source refuse a state."""
+        """``final``: no more source follows this chunk. Encoders that need the whole source refuse a
+        state."""
 
 
 class Decoder(nn.Module, ABC):
@@ -89,8 +90,8 @@ class Decoder(nn.Module, ABC):
     ) -> State:
         """The state before the first symbol. All conditioning enters here.
 
-        ``continues=False`` promises that :meth:`forward` is called once with the whole target, so no cache for
-        later steps is built (training).
+        ``continues=False`` promises that :meth:`forward` is called once with the whole target, so no cache
+        for later steps is built (training).
         """
 
     @abstractmethod
@@ -127,7 +128,8 @@ class Searcher(Protocol):
 
 @dataclass(frozen=True)
 class Loss:
-    """``total`` to minimise (a scalar tensor) and named ``parts`` to report. ``weight``: symbols behind it."""
+    """``total`` to minimise (a scalar tensor) and named ``parts`` to report. ``weight``: symbols behind
+    it."""
 
     total: Tensor
     parts: Mapping[str, Tensor] = field(default_factory=dict)
@@ -152,7 +154,9 @@ class Claim:
     at_least: float | None = None
 
     def holds(self, value: float) -> bool:
-        return (self.at_most is None or value <= self.at_most) and (self.at_least is None or value >= self.at_least)
+        return (self.at_most is None or value <= self.at_most) and (
+            self.at_least is None or value >= self.at_least
+        )
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ _pages: dict[str, Page] = {}
 
 
 def system(*, name: str, kind: str, title: str, paper: str = "", reproduce: Callable[..., Any] | None = None):
-    """Register ``def page(data, c: Config = Config()) -> System``. The config class is read off its annotation."""
+    """Register ``def page(data, c: Config = Config()) -> System``. The config class is read off its
+    annotation."""
 
     def register(build: Callable[[Any, Any], System]) -> Callable[[Any, Any], System]:
         config_type = typing.get_type_hints(build).get("c")

@@ -1,4 +1,5 @@
-"""Batches of sequences. Batch is dimension 0, time is dimension 1, and a mask is True where a step is valid."""
+"""Batches of sequences. Batch is dimension 0, time is dimension 1, and a mask is True where a step is
+valid."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ def zero_masked(x: Tensor, mask: Tensor | None) -> Tensor:
     """``x`` (B,T,...) with invalid steps set to exactly zero, whatever they held (NaN included)."""
     if mask is None:
         return x
-    return torch.where(mask.view(*mask.shape, *([1] * (x.dim() - 2))), x, torch.zeros((), dtype=x.dtype, device=x.device))
+    return torch.where(
+        mask.view(*mask.shape, *([1] * (x.dim() - 2))), x, torch.zeros((), dtype=x.dtype, device=x.device)
+    )
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,9 @@ class Seq:
     def __post_init__(self) -> None:
         if self.data.dim() < 2:
             raise ValueError(f"a Seq needs data of shape (batch, time, ...), got {tuple(self.data.shape)}")
-        if self.mask is not None and (self.mask.shape != self.data.shape[:2] or self.mask.dtype != torch.bool):
+        if self.mask is not None and (
+            self.mask.shape != self.data.shape[:2] or self.mask.dtype != torch.bool
+        ):
             raise ValueError(
                 f"a Seq needs a bool mask of shape {tuple(self.data.shape[:2])}, "
                 f"got {self.mask.dtype} {tuple(self.mask.shape)}"

@@ -5,8 +5,8 @@ dimension 0 of every tensor. Plain numbers, strings and ``None`` may stand in th
 functions here are the whole algebra: search, streaming, batching and serving use nothing else, so they work
 for every layer. None of them changes its input.
 
-A type whose storage is not simply "one row per stream" derives from :class:`StateNode` and says itself how its
-rows are picked, joined and compared (an append-only arena, a memory shared by several rows).
+A type whose storage is not simply "one row per stream" derives from :class:`StateNode` and says itself how
+its rows are picked, joined and compared (an append-only arena, a memory shared by several rows).
 """
 
 from __future__ import annotations
@@ -86,10 +86,12 @@ def _walk(node: Any, on_tensor: Callable, on_node: Callable | None, others: tupl
         if type(other) is not type(node):
             raise ValueError(f"states differ in structure: {type(node).__name__} and {type(other).__name__}")
     if dataclasses.is_dataclass(node):
-        return type(node)(**{
-            name: _walk(child, on_tensor, on_node, tuple(getattr(o, name) for o in others))
-            for name, child in _children(node).items()
-        })
+        return type(node)(
+            **{
+                name: _walk(child, on_tensor, on_node, tuple(getattr(o, name) for o in others))
+                for name, child in _children(node).items()
+            }
+        )
     if isinstance(node, dict):
         return {k: _walk(v, on_tensor, on_node, tuple(o[k] for o in others)) for k, v in node.items()}
     if isinstance(node, (tuple, list)):

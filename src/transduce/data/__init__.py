@@ -6,6 +6,20 @@ from .metrics import ErrorRates, bootstrap, edit_distance, error_rates
 from .sources import load_corpus
 
 __all__ = [
-    "Batch", "Corpus", "DataSpec", "Encoded", "ErrorRates", "Example", "Loader", "Prepared", "TextField", "batches",
-    "bootstrap", "edit_distance", "encode", "error_rates", "load_corpus", "prepare",
+    "Batch",
+    "Corpus",
+    "DataSpec",
+    "Encoded",
+    "ErrorRates",
+    "Example",
+    "Loader",
+    "Prepared",
+    "TextField",
+    "batches",
+    "bootstrap",
+    "edit_distance",
+    "encode",
+    "error_rates",
+    "load_corpus",
+    "prepare",
 ]

@@ -1,4 +1,5 @@
-"""From examples to batches: encoded once, grouped by length, in an order that is a pure function of (seed, epoch)."""
+"""From examples to batches: encoded once, grouped by length, in an order that is a pure function of (seed,
+epoch)."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from .fields import DataSpec, TextField
 
 
 class Example(NamedTuple):
-    """One row of data. ``references``: every right answer, ``target`` among them. A text has no ``source``."""
+    """One row of data. ``references``: every right answer, ``target`` among them. A text has no
+    ``source``."""
 
     source: str | None
     target: str
@@ -27,7 +29,8 @@ class Example(NamedTuple):
 class Corpus:
     """Text before it is split into symbols.
 
-    ``kind``: "pairs" or "text". ``sequence_name`` and ``symbol_name`` are what errors are called ("word error", "phoneme error").
+    ``kind``: "pairs" or "text". ``sequence_name`` and ``symbol_name`` are what errors are called ("word
+    error", "phoneme error").
     """
 
     name: str
@@ -44,7 +47,8 @@ class Corpus:
 
 
 class Ragged:
-    """Rows of ids of different length in one flat array; batches are cut out of it without a Python loop over rows."""
+    """Rows of ids of different length in one flat array; batches are cut out of it without a Python loop
+    over rows."""
 
     def __init__(self, rows: Sequence[Sequence[int]]) -> None:
         self.lengths = np.fromiter((len(r) for r in rows), dtype=np.int64, count=len(rows))
@@ -123,8 +127,8 @@ def prepare(
 ) -> Prepared:
     """Learn the vocabularies on the training part (or take those of ``spec``) and encode every part.
 
-    ``references``: with "all", training sees a row for every right answer of an example; with "first" one row.
-    ``vocabulary``: largest number of symbols a field may learn.
+    ``references``: with "all", training sees a row for every right answer of an example; with "first" one
+    row. ``vocabulary``: largest number of symbols a field may learn.
     """
     if spec is None:
         source = None
@@ -144,7 +148,14 @@ def prepare(
         source_lengths, target_lengths = parts[0].lengths()
         spec = DataSpec(source, target, int(source_lengths.max()), int(target_lengths.max()))
     return Prepared(
-        corpus.name, corpus.kind, spec, *parts, corpus.sequence_name, corpus.symbol_name, corpus.licence, corpus.origin
+        corpus.name,
+        corpus.kind,
+        spec,
+        *parts,
+        corpus.sequence_name,
+        corpus.symbol_name,
+        corpus.licence,
+        corpus.origin,
     )
 
 
@@ -163,7 +174,8 @@ def encode(examples: Sequence[Example], source: TextField | None, target: TextFi
 def _cut(order: np.ndarray, source: np.ndarray, target: np.ndarray, budget: int) -> list[np.ndarray]:
     """Cut rows sorted by length into batches of at most ``budget`` padded symbols (at least one row each).
 
-    A batch also ends where the source length changes, once it is a third full: batches of one length need no mask.
+    A batch also ends where the source length changes, once it is a third full: batches of one length need
+    no mask.
     """
     s, t = source[order], target[order]
     longest = np.maximum.accumulate  # target lengths fall where the source length steps up
@@ -186,8 +198,9 @@ def _cut(order: np.ndarray, source: np.ndarray, target: np.ndarray, budget: int)
 class Loader:
     """Training batches without end: each epoch every row once, batches of similar length in random order.
 
-    The order of epoch e is a function of (seed, e) alone, so ``state_dict`` is two numbers and a restored loader
-    goes on with exactly the batch that would have come. ``epoch``: passes done, with the share of the present one.
+    The order of epoch e is a function of (seed, e) alone, so ``state_dict`` is two numbers and a restored
+    loader goes on with exactly the batch that would have come. ``epoch``: passes done, with the share of
+    the present one.
     """
 
     def __init__(
@@ -239,7 +252,8 @@ class Loader:
 
 
 def batches(encoded: Encoded, batch_symbols: int) -> list[Batch]:
-    """Every row once, in batches of similar length and fixed order. ``Batch.rows`` gives back the positions."""
+    """Every row once, in batches of similar length and fixed order. ``Batch.rows`` gives back the
+    positions."""
     source, target = encoded.lengths()
     order = np.lexsort((target, source))
     return [encoded.batch(rows) for rows in _cut(order, source, target, batch_symbols)]

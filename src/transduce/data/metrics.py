@@ -10,7 +10,8 @@ import numpy as np
 
 
 def edit_distance(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
-    """Least number of insertions, deletions and substitutions that turn ``a`` into ``b`` (Levenshtein 1966)."""
+    """Least number of insertions, deletions and substitutions that turn ``a`` into ``b`` (Levenshtein
+    1966)."""
     while a and b and a[0] == b[0]:
         a, b = a[1:], b[1:]
     while a and b and a[-1] == b[-1]:
@@ -27,9 +28,11 @@ def edit_distance(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
 
 @dataclass(frozen=True)
 class ErrorRates:
-    """``sequence``: share of rows that equal none of their references. ``symbol``: edits over reference length.
+    """``sequence``: share of rows that equal none of their references. ``symbol``: edits over reference
+    length.
 
-    Per row: ``wrong`` (0 or 1), ``edits`` to the reference with the fewest edits per symbol, and its ``length``.
+    Per row: ``wrong`` (0 or 1), ``edits`` to the reference with the fewest edits per symbol, and its
+    ``length``.
     """
 
     sequence: float
@@ -39,10 +42,14 @@ class ErrorRates:
     lengths: np.ndarray
 
 
-def error_rates(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> ErrorRates:
+def error_rates(
+    predictions: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]
+) -> ErrorRates:
     """Score each prediction against all of its references and keep the closest one."""
     if len(predictions) != len(references) or not predictions:
-        raise ValueError(f"error rates need as many predictions as references, got {len(predictions)} and {len(references)}")
+        raise ValueError(
+            f"error rates need as many predictions as references, got {len(predictions)} and {len(references)}"
+        )
     edits = np.zeros(len(predictions), dtype=np.int64)
     lengths = np.zeros(len(predictions), dtype=np.int64)
     for i, (guess, answers) in enumerate(zip(predictions, references)):
@@ -57,10 +64,15 @@ def error_rates(predictions: Sequence[Sequence[str]], references: Sequence[Seque
 
 
 def bootstrap(
-    numerators: np.ndarray, denominators: np.ndarray | None = None, *, samples: int = 1000, seed: int = 0,
+    numerators: np.ndarray,
+    denominators: np.ndarray | None = None,
+    *,
+    samples: int = 1000,
+    seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile interval of sum(numerators) / sum(denominators) over rows drawn with replacement (Efron 1979)."""
+    """Percentile interval of sum(numerators) / sum(denominators) over rows drawn with replacement (Efron
+    1979)."""
     rows = len(numerators)
     below = np.ones(rows) if denominators is None else np.asarray(denominators, dtype=float)
     above = np.asarray(numerators, dtype=float)

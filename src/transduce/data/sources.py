@@ -21,18 +21,30 @@ def load_corpus(
 ) -> Corpus:
     """A built-in corpus by name, or the user's file or folder by path.
 
-    ``columns``: names of the source and target column; "source" and "target" unless given. ``*_units``: how each side
-    is split, "chars" (the default of files), "words", "bytes" or "bpe". Raises :class:`DataError`, one sentence.
+    ``columns``: names of the source and target column; "source" and "target" unless given. ``*_units``: how
+    each side is split, "chars" (the default of files), "words", "bytes" or "bpe". Raises
+    :class:`DataError`, one sentence.
     """
     if is_path(name_or_path) and name_or_path not in corpora.names():
         path = Path(name_or_path)
         kind, parts = read_parts(path, columns)
         corpus = Corpus(
-            path.name, kind, parts["train"], parts["valid"], parts["test"], "chars", "chars", "sequence error",
-            "symbol error", licence="the user's own", origin=path.name,
+            path.name,
+            kind,
+            parts["train"],
+            parts["valid"],
+            parts["test"],
+            "chars",
+            "chars",
+            "sequence error",
+            "symbol error",
+            licence="the user's own",
+            origin=path.name,
         )
     else:
         corpus = corpora.load(name_or_path, data_dir)
     return replace(
-        corpus, source_units=source_units or corpus.source_units, target_units=target_units or corpus.target_units
+        corpus,
+        source_units=source_units or corpus.source_units,
+        target_units=target_units or corpus.target_units,
     )

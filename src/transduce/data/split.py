@@ -14,7 +14,7 @@ def bucket(source: str) -> int:
 
 
 def part_of(source: str) -> str:
-    """"test" for buckets 0 to 9, "valid" for 10 and 11, "train" for the rest."""
+    """ "test" for buckets 0 to 9, "valid" for 10 and 11, "train" for the rest."""
     number = bucket(source)
     return "test" if number < 10 else "valid" if number < 12 else "train"
 

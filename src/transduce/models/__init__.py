@@ -6,6 +6,13 @@ from .mixer_decoder import DecoderLayer, MixerDecoder
 from .recurrent_decoder import RecurrentDecoder
 
 __all__ = [
-    "DecoderLayer", "EncoderDecoder", "LanguageModel", "LastStep", "MeanStep", "MixerDecoder",
-    "RecurrentDecoder", "SequenceEncoder", "VectorEncoder",
+    "DecoderLayer",
+    "EncoderDecoder",
+    "LanguageModel",
+    "LastStep",
+    "MeanStep",
+    "MixerDecoder",
+    "RecurrentDecoder",
+    "SequenceEncoder",
+    "VectorEncoder",
 ]

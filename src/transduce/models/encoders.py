@@ -12,8 +12,8 @@ from transduce.core.state import State
 class SequenceEncoder(Encoder):
     """Symbols -> embedding -> mixer -> memory of the same length.
 
-    ``embed`` maps ids (B,T) to (B,T,D); ``mixer`` is any mixer or stack of them, None for the embeddings alone. With
-    a causal mixer the encoder streams: give it a state and chunks of source.
+    ``embed`` maps ids (B,T) to (B,T,D); ``mixer`` is any mixer or stack of them, None for the embeddings
+    alone. With a causal mixer the encoder streams: give it a state and chunks of source.
     """
 
     def __init__(self, embed: nn.Module, mixer: Mixer | None = None) -> None:
@@ -32,8 +32,8 @@ class SequenceEncoder(Encoder):
 class VectorEncoder(Encoder):
     """A fixed-length code: a memory of one step.
 
-    ``read`` turns the encoded sequence into (B,D): :class:`LastStep` for the final state of a forward recurrence, a
-    pyramid, or any other summary.
+    ``read`` turns the encoded sequence into (B,D): :class:`LastStep` for the final state of a forward
+    recurrence, a pyramid, or any other summary.
     """
 
     def __init__(self, encoder: Encoder, read: nn.Module) -> None:

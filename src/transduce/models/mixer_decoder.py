@@ -1,4 +1,5 @@
-"""A decoder from any mixer: self-mixing, optional attention to a memory, optional feedforward, layer by layer."""
+"""A decoder from any mixer: self-mixing, optional attention to a memory, optional feedforward, layer by
+layer."""
 
 from __future__ import annotations
 
@@ -70,7 +71,9 @@ class MixerDecoder(Decoder):
     encoder-decoder. Every mixer here must be causal.
     """
 
-    def __init__(self, embed: nn.Module, layers: Sequence[DecoderLayer], norm: nn.Module, head: nn.Module) -> None:
+    def __init__(
+        self, embed: nn.Module, layers: Sequence[DecoderLayer], norm: nn.Module, head: nn.Module
+    ) -> None:
         super().__init__()
         for layer in layers:
             if not layer.mixer.causal:

@@ -17,7 +17,8 @@ from transduce.ops.rnn import gru, gru_gates
 
 @dataclass(frozen=True)
 class RecurrentState:
-    """``hidden`` (B,H), the state of the mixer on top (or None), and the source: an attention's state, or the code."""
+    """``hidden`` (B,H), the state of the mixer on top (or None), and the source: an attention's state, or
+    the code."""
 
     hidden: Tensor
     upper: State
@@ -25,7 +26,8 @@ class RecurrentState:
 
 
 class RecurrentDecoder(Decoder):
-    """A GRU whose every step reads the source (Bahdanau et al. 2015, arXiv 1409.0473, section 3.1 and appendix A).
+    """A GRU whose every step reads the source (Bahdanau et al. 2015, arXiv 1409.0473, section 3.1 and
+    appendix A).
 
     With an ``attend`` of :mod:`transduce.nn.attend`, queried by the state before the step::
 
@@ -33,12 +35,12 @@ class RecurrentDecoder(Decoder):
         s_u = GRU([E y_{u-1}; c_u], s_{u-1}),   s_0 = tanh(W_s h_1)
         p(y_u | ..) = head(tanh(W_r [s_u; c_u; E y_{u-1}]))
 
-    With ``attend=None`` the memory must be one step long and c_u is that vector at every u: the decoder of Cho et al.
-    2014 (arXiv 1409.1259, section 2), which then runs without a Python loop over u.
+    With ``attend=None`` the memory must be one step long and c_u is that vector at every u: the decoder of
+    Cho et al. 2014 (arXiv 1409.1259, section 2), which then runs without a Python loop over u.
 
-    The GRU sees c_u through a linear map, so the map is applied to the memory once and its result is averaged with
-    the same weights: S instead of U products. ``upper``: a mixer on top of the recurrence, fed with s_u + W_l c_u
-    and added to s_u, for further layers.
+    The GRU sees c_u through a linear map, so the map is applied to the memory once and its result is
+    averaged with the same weights: S instead of U products. ``upper``: a mixer on top of the recurrence,
+    fed with s_u + W_l c_u and added to s_u, for further layers.
     """
 
     def __init__(
@@ -72,11 +74,17 @@ class RecurrentDecoder(Decoder):
         if memory is None:
             raise ValueError("this decoder is conditioned on a memory: give start() one")
         fanout = batch // memory.batch
-        hidden = torch.tanh(self.start_state(memory.data[:, 0])).to(memory.data.dtype).repeat_interleave(fanout, 0)
-        upper = self.upper.init_state(batch, capacity=capacity) if self.upper is not None and continues else None
+        hidden = (
+            torch.tanh(self.start_state(memory.data[:, 0])).to(memory.data.dtype).repeat_interleave(fanout, 0)
+        )
+        upper = (
+            self.upper.init_state(batch, capacity=capacity) if self.upper is not None and continues else None
+        )
         if self.attend is None:
             if memory.steps != 1:
-                raise ValueError(f"without attention the memory must be one vector a row, got {memory.steps} steps")
+                raise ValueError(
+                    f"without attention the memory must be one vector a row, got {memory.steps} steps"
+                )
             return RecurrentState(hidden, upper, Shared(self._with_gates(memory.data), fanout))
         source = self.attend.start(memory)
         read = source.memory.value
@@ -95,11 +103,14 @@ class RecurrentDecoder(Decoder):
         if self.upper is not None:
             lifted, upper = self.upper(self.dropout(h + self.lift(context)), upper, mask=mask)
             h = h + lifted
-        read = torch.tanh(self.readout(torch.cat((self.dropout(h), context.to(h.dtype), symbols.to(h.dtype)), -1)))
+        read = torch.tanh(
+            self.readout(torch.cat((self.dropout(h), context.to(h.dtype), symbols.to(h.dtype)), -1))
+        )
         return self.head(self.dropout(read)), RecurrentState(hidden, upper, source)
 
     def _with_gates(self, values: Tensor) -> Tensor:
-        """(G,S,M) -> (G,S,M+3H): what one averaging yields both the context and its share of the gates from."""
+        """(G,S,M) -> (G,S,M+3H): what one averaging yields both the context and its share of the gates
+        from."""
         gates = self.read_memory(values)
         return torch.cat((values.to(gates.dtype), gates), -1)
 

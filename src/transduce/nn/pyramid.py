@@ -20,8 +20,8 @@ class GatedPyramid(nn.Module):
         h^t_j = w_c phi(W_l h^{t-1}_j + W_r h^{t-1}_{j+1}) + w_l h^{t-1}_j + w_r h^{t-1}_{j+1}
 
     The code of row b is the apex of its own triangle, h^{T_b - 1}_1, so padding never enters. O(T^2) nodes,
-    T-1 sequential levels, each one batched convolution of width 2. The gates of level t are tapped as ``gates``
-    (B, T-t, 3), in the order merge, left, right.
+    T-1 sequential levels, each one batched convolution of width 2. The gates of level t are tapped as
+    ``gates`` (B, T-t, 3), in the order merge, left, right.
     """
 
     def __init__(self, input_width: int, width: int, phi: Callable[[Tensor], Tensor] = torch.tanh) -> None:
@@ -39,7 +39,9 @@ class GatedPyramid(nn.Module):
         apex = h[:, 0]
         for level in range(1, x.steps):
             h = self.fold(h)
-            apex = torch.where((lengths == level + 1)[:, None], h[:, 0], apex) if x.mask is not None else h[:, 0]
+            apex = (
+                torch.where((lengths == level + 1)[:, None], h[:, 0], apex) if x.mask is not None else h[:, 0]
+            )
         return apex
 
     def fold(self, h: Tensor) -> Tensor:
@@ -54,9 +56,9 @@ def read_tree(gates: list[Tensor], row: int, length: int) -> tuple | int:
     """The binary tree that a pyramid's gates choose for one row: nested pairs of input positions.
 
     From the apex down: a node whose merge gate is largest is a bracket over its two children; otherwise it
-    passes one child through (section 4.2 of the paper). ``gates``: the tapped tensors, level 1 first. Where both
-    children are merged a position can stand in the tree twice, since neighbouring nodes overlap; the left
-    child then keeps what it covers.
+    passes one child through (section 4.2 of the paper). ``gates``: the tapped tensors, level 1 first. Where
+    both children are merged a position can stand in the tree twice, since neighbouring nodes overlap; the
+    left child then keeps what it covers.
     """
 
     def node(level: int, j: int) -> tuple | int:

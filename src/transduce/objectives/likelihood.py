@@ -17,11 +17,13 @@ TokenWeights = Callable[[Tensor, Batch, int], Tensor]
 class Likelihood:
     """Cross entropy with label smoothing.
 
-    L = sum_u w_u [ -(1 - e) log p(y_u) - e/V sum_v log p(v) ] / sum_u w_u over the valid target symbols, EOS included.
+    L = sum_u w_u [ -(1 - e) log p(y_u) - e/V sum_v log p(v) ] / sum_u w_u over the valid target symbols,
+    EOS included.
 
-    ``label_smoothing``: e in [0,1) (Szegedy et al. 2016, section 7). ``token_weights``: a hook that weights single
-    symbols (loss reweighting, curricula); 1 where it is absent. The reported part ``nll`` is always the plain
-    unweighted mean of -log p(y_u) in nats, whatever is minimised; ``accuracy`` is the share of symbols that are the mode.
+    ``label_smoothing``: e in [0,1) (Szegedy et al. 2016, section 7). ``token_weights``: a hook that weights
+    single symbols (loss reweighting, curricula); 1 where it is absent. The reported part ``nll`` is always
+    the plain unweighted mean of -log p(y_u) in nats, whatever is minimised; ``accuracy`` is the share of
+    symbols that are the mode.
     """
 
     def __init__(self, label_smoothing: float = 0.0, token_weights: TokenWeights | None = None) -> None:

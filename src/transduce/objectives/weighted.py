@@ -15,9 +15,11 @@ Weight = float | Callable[[int], float]
 
 
 class Weighted:
-    """L = sum_i w_i(step) L_i. Parts are reported as ``<name>`` for each total and ``<name>/<part>`` below it.
+    """L = sum_i w_i(step) L_i. Parts are reported as ``<name>`` for each total and ``<name>/<part>`` below
+    it.
 
-    A term of weight 0 is not computed. ``Weighted({"likelihood": (Likelihood(), 1.0), "aux": (other, ramp)})``.
+    A term of weight 0 is not computed. ``Weighted({"likelihood": (Likelihood(), 1.0), "aux": (other,
+    ramp)})``.
     """
 
     def __init__(self, terms: Mapping[str, tuple[Objective, Weight]]) -> None:

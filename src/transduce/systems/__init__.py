@@ -27,7 +27,9 @@ def find(name: str) -> Page:
     """The page of one system; imports its module."""
     modules = _modules()
     if name not in modules:
-        raise UserError(f'There is no system "{name}".{nearest(name, modules)} `transduce systems` lists them all.')
+        raise UserError(
+            f'There is no system "{name}".{nearest(name, modules)} `transduce systems` lists them all.'
+        )
     importlib.import_module(modules[name])
     page = registered(name)
     assert page is not None, f"{modules[name]} does not register {name}"

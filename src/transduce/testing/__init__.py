@@ -7,5 +7,12 @@ from .search import check_search
 from .system import check_system
 
 __all__ = [
-    "LawResult", "check_decoder", "check_mixer", "check_op", "check_search", "check_system", "mixer_laws", "render_laws",
+    "LawResult",
+    "check_decoder",
+    "check_mixer",
+    "check_op",
+    "check_search",
+    "check_system",
+    "mixer_laws",
+    "render_laws",
 ]

@@ -1,12 +1,14 @@
-"""The eleven laws of a mixer: what makes any chunking, any batch neighbour and any padding give the same answer.
+"""The eleven laws of a mixer: what makes any chunking, any batch neighbour and any padding give the same
+answer.
 
 ::
 
     check_mixer(lambda dim: MinGRU(dim), dim=16)          # raises AssertionError naming the first broken law
     mixer_laws(MinGRU, 16)                                # a result for every law
 
-``transduce laws module:Factory --dim 32`` prints the same on one screen. A mixer that is not causal has no state; the laws that
-speak of states then check that it says so. All checks run in evaluation mode with random weights and inputs.
+``transduce laws module:Factory --dim 32`` prints the same on one screen. A mixer that is not causal has no
+state; the laws that speak of states then check that it says so. All checks run in evaluation mode with
+random weights and inputs.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ class LawResult:
 class Trial:
     """One mixer with inputs: ``x`` (B,T,D), its dtype's tolerances and a generator for everything random."""
 
-    def __init__(self, factory: Factory, dim: int, dtype: torch.dtype, seed: int, batch: int, steps: int) -> None:
+    def __init__(
+        self, factory: Factory, dim: int, dtype: torch.dtype, seed: int, batch: int, steps: int
+    ) -> None:
         torch.manual_seed(seed)
         self.mixer = factory(dim).to(dtype).eval()
         self.dim, self.dtype, self.batch, self.steps = dim, dtype, batch, steps
@@ -142,7 +146,9 @@ def none_is_fresh(t: Trial) -> None:
 
 
 def padding(t: Trial) -> None:
-    right = torch.arange(t.steps)[None, :] < torch.randint(1, t.steps + 1, (t.batch, 1), generator=t.generator)
+    right = torch.arange(t.steps)[None, :] < torch.randint(
+        1, t.steps + 1, (t.batch, 1), generator=t.generator
+    )
     right[0] = True
     holes = t.flags(0.6)
     holes[:, int(t.steps // 2)] = True
@@ -238,7 +244,9 @@ def gradients(t: Trial) -> None:
     for sizes in ([t.steps], [1] * t.steps):
         x = t.x.clone().requires_grad_()
         begin = states.map_tensors(lambda s: s.detach().clone(), start)
-        learned = [s.requires_grad_() for s in states.leaves(begin) if s.is_floating_point() or s.is_complex()]
+        learned = [
+            s.requires_grad_() for s in states.leaves(begin) if s.is_floating_point() or s.is_complex()
+        ]
         y, _ = run_chunks(t.mixer, x, begin, sizes)
         weight = t.random(*y.shape) if weight is None else weight
         wanted = [x, *(p for p in t.mixer.parameters() if p.requires_grad), *learned]
@@ -264,7 +272,9 @@ def resets(t: Trial) -> None:
         _, old = t.mixer(t.random(t.batch, 4, t.dim), t.fresh())
         first = torch.zeros(t.batch, t.steps, dtype=torch.bool)
         first[:, 0] = True
-        t.agree("output after a reset at once", t.mixer(t.x, old, resets=first)[0], t.mixer(t.x, t.fresh())[0])
+        t.agree(
+            "output after a reset at once", t.mixer(t.x, old, resets=first)[0], t.mixer(t.x, t.fresh())[0]
+        )
 
 
 def growth(t: Trial) -> None:
@@ -278,7 +288,9 @@ def growth(t: Trial) -> None:
         sizes[step], room[step] = states.nbytes(state), states.allocated(state)
     grown = (sizes[40] - sizes[20]) / 20 / t.batch
     if grown != t.mixer.bytes_per_step:
-        raise AssertionError(f"the state grows by {grown:g} bytes a step and row, declared {t.mixer.bytes_per_step}")
+        raise AssertionError(
+            f"the state grows by {grown:g} bytes a step and row, declared {t.mixer.bytes_per_step}"
+        )
     if t.mixer.bytes_per_step == 0 and room[40] != room[20]:
         raise AssertionError("the state is declared constant, but what it allocates grows")
     if room[40] > 4 * sizes[40] + 65536:
@@ -327,7 +339,13 @@ LAWS: tuple[tuple[str, Callable[[Trial], None]], ...] = (
 
 
 def mixer_laws(
-    factory: Factory, dim: int = 16, *, dtype: torch.dtype = torch.float64, seed: int = 0, batch: int = 3, steps: int = 11
+    factory: Factory,
+    dim: int = 16,
+    *,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    batch: int = 3,
+    steps: int = 11,
 ) -> list[LawResult]:
     """Try every law on ``factory(dim)``; a law that raises anything is broken."""
     results: list[LawResult] = []
@@ -342,16 +360,27 @@ def mixer_laws(
         except AssertionError as broken:
             passed, detail = False, str(broken).splitlines()[0] if str(broken) else "an assertion failed"
         except Exception as problem:  # a layer under test may raise anything
-            passed, detail = False, f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}"
+            passed, detail = (
+                False,
+                f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}",
+            )
         results.append(LawResult(number, name, passed, detail, time.perf_counter() - started))
     return results
 
 
 def check_mixer(
-    factory: Factory, *, dim: int = 16, dtype: torch.dtype = torch.float64, seed: int = 0, batch: int = 3, steps: int = 11
+    factory: Factory,
+    *,
+    dim: int = 16,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    batch: int = 3,
+    steps: int = 11,
 ) -> None:
     """Raise AssertionError naming every law that ``factory(dim)`` breaks."""
-    broken = [r for r in mixer_laws(factory, dim, dtype=dtype, seed=seed, batch=batch, steps=steps) if not r.passed]
+    broken = [
+        r for r in mixer_laws(factory, dim, dtype=dtype, seed=seed, batch=batch, steps=steps) if not r.passed
+    ]
     assert not broken, "; ".join(f'law {r.number} "{r.name}": {r.detail}' for r in broken)
 
 

@@ -1,4 +1,5 @@
-"""What every system page must do, in seconds: build, learn one batch, decode it, save and load to the same outputs."""
+"""What every system page must do, in seconds: build, learn one batch, decode it, save and load to the same
+outputs."""
 
 from __future__ import annotations
 
@@ -29,8 +30,9 @@ def tiny_data(kind: str) -> Prepared:
 def check_system(page: Page, *, steps: int = 80, learning_rate: float = 3e-3, config: Any = None) -> System:
     """Check a page on :func:`tiny_data` and return the trained system.
 
-    The config round-trips through JSON's types, the model obeys the decoder laws, ``steps`` steps of Adam on one batch bring its
-    objective near its least value (label smoothing of 0.1 leaves a tenth of a nat a symbol), pairs decode to their targets, and a bundle gives back the same scores.
+    The config round-trips through JSON's types, the model obeys the decoder laws, ``steps`` steps of Adam
+    on one batch bring its objective near its least value (label smoothing of 0.1 leaves a tenth of a nat a
+    symbol), pairs decode to their targets, and a bundle gives back the same scores.
     """
     data = tiny_data(page.kind)
     torch.manual_seed(0)
@@ -44,7 +46,9 @@ def check_system(page: Page, *, steps: int = 80, learning_rate: float = 3e-3, co
             found = system.search(system.model, Batch(batch.source, None, batch.rows))
             for row, (best, *_) in zip(batch.rows, found):
                 decoded = data.spec.target.decode(best.ids)
-                assert decoded == data.train.examples[row].target, f"{page.name} decodes {decoded!r} after learning one batch"
+                assert decoded == data.train.examples[row].target, (
+                    f"{page.name} decodes {decoded!r} after learning one batch"
+                )
         _saves_and_loads(page, system, data, batch)
     return system
 
@@ -62,8 +66,14 @@ def _overfit(system: System, batch: Batch, steps: int, learning_rate: float) -> 
     with torch.no_grad():
         nll = float(system.objective(system.model, batch, step=steps).parts["nll"])
     # An unconditional model cannot know which of the eight texts comes: log 8 nats a row are its floor.
-    floor = 0.0 if batch.source is not None else float(torch.tensor(8.0).log()) * batch.size / int(batch.target.valid().sum())
-    assert nll < floor + 0.2, f"{system.name} has {nll:.3f} nats a symbol left after {steps} steps on one batch"
+    floor = (
+        0.0
+        if batch.source is not None
+        else float(torch.tensor(8.0).log()) * batch.size / int(batch.target.valid().sum())
+    )
+    assert nll < floor + 0.2, (
+        f"{system.name} has {nll:.3f} nats a symbol left after {steps} steps on one batch"
+    )
 
 
 def _saves_and_loads(page: Page, system: System, data: Prepared, batch: Batch) -> None:
@@ -74,5 +84,8 @@ def _saves_and_loads(page: Page, system: System, data: Prepared, batch: Batch) -
     other = page.build(parts.spec, parts.config_as(page.config_type))
     parts.load_into(other.model)
     other.model.eval()
-    scores = [s.model(batch.previous, s.model.start(batch), mask=batch.target.mask)[0].scores for s in (system, other)]
+    scores = [
+        s.model(batch.previous, s.model.start(batch), mask=batch.target.mask)[0].scores
+        for s in (system, other)
+    ]
     assert torch.equal(*scores), f"{page.name} gives other scores after saving and loading"

@@ -1,7 +1,8 @@
 """The record of a system's full check: what was measured, against which claim, on which machine.
 
-``transduce reproduce NAME`` makes a :class:`Check`, hands it to the page's ``reproduce`` function and writes what it
-collected to ``results/NAME.json`` with its figures beside it. A missed claim is written down as missed.
+``transduce reproduce NAME`` makes a :class:`Check`, hands it to the page's ``reproduce`` function and
+writes what it collected to ``results/NAME.json`` with its figures beside it. A missed claim is written down
+as missed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from transduce.core.seq import Batch
 
 @dataclass
 class Measured:
-    """One figure: per seed, the mean that the claim is held against, and whether it holds (None: report only)."""
+    """One figure: per seed, the mean that the claim is held against, and whether it holds (None: report
+    only)."""
 
     metric: str
     values: list[float]
@@ -41,7 +43,8 @@ class Measured:
 
 @dataclass
 class Check:
-    """Collects the figures of one reproduction. ``quick`` asks for a smoke run whose figures are not to be kept."""
+    """Collects the figures of one reproduction. ``quick`` asks for a smoke run whose figures are not to be
+    kept."""
 
     name: str
     folder: Path
@@ -128,7 +131,9 @@ def machine() -> dict[str, Any]:
     try:
         commit = subprocess.run(
             ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"],
-            capture_output=True, text=True, timeout=5,
+            capture_output=True,
+            text=True,
+            timeout=5,
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         commit = ""
@@ -153,7 +158,8 @@ def train_steps(
     say: Callable[[str], None] | None = None,
     label: str = "",
 ) -> list[float]:
-    """A plain Adam loop for checks on generated data: one-cycle rate, clipping, no files. Returns the losses."""
+    """A plain Adam loop for checks on generated data: one-cycle rate, clipping, no files. Returns the
+    losses."""
     optimiser = torch.optim.Adam(model.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps, pct_start=0.1)
     generator = torch.Generator().manual_seed(0)

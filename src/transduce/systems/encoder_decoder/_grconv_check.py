@@ -48,7 +48,8 @@ def _batch(sources: list[Tensor]) -> Batch:
 
 
 def build(kind: str) -> Model:
-    """"rnn" or "grconv": a fixed-length code. "attention": the same decoder reading all states of a two-way GRU."""
+    """ "rnn" or "grconv": a fixed-length code. "attention": the same decoder reading all states of a
+    two-way GRU."""
     from .grconv import code_encoder
 
     if kind == "attention":
@@ -57,7 +58,11 @@ def build(kind: str) -> Model:
     else:
         encoder = code_encoder(kind, SYMBOLS, EMBED, WIDTH)
     decoder = RecurrentDecoder(
-        Embed(SYMBOLS, EMBED), WIDTH, WIDTH, Head(WIDTH, SYMBOLS), embed_width=EMBED,
+        Embed(SYMBOLS, EMBED),
+        WIDTH,
+        WIDTH,
+        Head(WIDTH, SYMBOLS),
+        embed_width=EMBED,
         attend=AdditiveAttend(WIDTH, WIDTH, WIDTH) if kind == "attention" else None,
     )
     return EncoderDecoder(encoder, decoder)
@@ -65,8 +70,8 @@ def build(kind: str) -> Model:
 
 @torch.no_grad()
 def accuracy(model: Model, length: int, unknown: int = 0, rows: int = 512) -> float:
-    """Teacher-forced accuracy on the words of fresh sentences of one length; with ``unknown`` source words replaced
-    by UNK, on the translations of the words that stayed known."""
+    """Teacher-forced accuracy on the words of fresh sentences of one length; with ``unknown`` source words
+    replaced by UNK, on the translations of the words that stayed known."""
     generator = torch.Generator().manual_seed(length)
     source = torch.randint(4, SYMBOLS, (rows, length), generator=generator)
     batch = _batch(list(source))
@@ -91,7 +96,9 @@ def pyramid_identities() -> dict[str, float]:
             side.weight[:width] = 0.5 * torch.eye(width)
         pyramid.left.bias.zero_()
         pyramid.left.bias[width] = 1e4  # merge always
-        weights = torch.tensor([comb(length - 1, j) / 2 ** (length - 1) for j in range(length)], dtype=torch.float64)
+        weights = torch.tensor(
+            [comb(length - 1, j) / 2 ** (length - 1) for j in range(length)], dtype=torch.float64
+        )
         merged = (pyramid(Seq(x)) - torch.einsum("j,bjd->bd", weights, base)).abs().max()
         pyramid.left.bias[width:] = torch.tensor([0.0, 1e4, 0.0])  # left child always
         left = (pyramid(Seq(x)) - base[:, 0]).abs().max()
@@ -99,7 +106,8 @@ def pyramid_identities() -> dict[str, float]:
 
 
 def expressions(seed: int, batch: int = 64) -> Iterator[tuple[Batch, list[set[tuple[int, int]]]]]:
-    """Bracketed binary expressions -> postfix notation, with the spans of their brackets. 8 names, 2 operators."""
+    """Bracketed binary expressions -> postfix notation, with the spans of their brackets. 8 names, 2
+    operators."""
     generator = torch.Generator().manual_seed(seed)
     draw = partial(torch.randint, size=(), generator=generator)
 
@@ -122,10 +130,19 @@ def expressions(seed: int, batch: int = 64) -> Iterator[tuple[Batch, list[set[tu
 
 
 def bracket_f1(steps: int, say) -> tuple[float, float]:
-    """Unlabelled bracket F1 of a trained pyramid's trees, and of right-branching trees, on fresh expressions."""
+    """Unlabelled bracket F1 of a trained pyramid's trees, and of right-branching trees, on fresh
+    expressions."""
     torch.manual_seed(0)
     model = build("grconv")
-    train_steps(model, Likelihood(), (b for b, _ in expressions(1)), steps, learning_rate=3e-3, say=say, label="expressions")
+    train_steps(
+        model,
+        Likelihood(),
+        (b for b, _ in expressions(1)),
+        steps,
+        learning_rate=3e-3,
+        say=say,
+        label="expressions",
+    )
     batch, gold = next(expressions(2, 256))
     with torch.no_grad(), record(model, "*.gates") as seen:
         model.start(batch, continues=False)
@@ -146,11 +163,13 @@ def bracket_f1(steps: int, say) -> tuple[float, float]:
 
 
 def check(report: Check) -> None:
-    """Train the fixed-length models and the attention model under one budget and measure the paper's claims."""
+    """Train the fixed-length models and the attention model under one budget and measure the paper's
+    claims."""
     steps = 4 if report.quick else 1500
     for name, difference in pyramid_identities().items():
         report.measure(
-            f"pyramid identity, gates set to {name}: largest difference", difference,
+            f"pyramid identity, gates set to {name}: largest difference",
+            difference,
             Claim(f"identity_{name}", "closed form of the recursion, float64", at_most=1e-12),
         )
     by_length: dict[str, list[list[float]]] = {}
@@ -160,7 +179,12 @@ def check(report: Check) -> None:
             torch.manual_seed(seed)
             model = build(kind)
             train_steps(
-                model, Likelihood(), cipher_batches(seed), steps, learning_rate=3e-3, say=report.say,
+                model,
+                Likelihood(),
+                cipher_batches(seed),
+                steps,
+                learning_rate=3e-3,
+                say=report.say,
                 label=f"{kind}, seed {seed},",
             )
             by_length.setdefault(kind, []).append([accuracy(model, n) for n in LENGTHS])
@@ -168,14 +192,17 @@ def check(report: Check) -> None:
                 unknown_cost.append([accuracy(model, 10) - accuracy(model, 10, k) for k in range(1, 6)])
     at = {n: i for i, n in enumerate(LENGTHS)}
     for kind, rows in by_length.items():
-        report.notes[f"accuracy by length, {kind}"] = {n: [round(r[i], 4) for r in rows] for n, i in at.items()}
+        report.notes[f"accuracy by length, {kind}"] = {
+            n: [round(r[i], 4) for r in rows] for n, i in at.items()
+        }
     report.measure(
         "fixed code: accuracy at length 20 over accuracy at length 5",
         [r[at[20]] / r[at[5]] for r in by_length["rnn"]],
         Claim("fixed_ratio", "one vector does not hold a long sentence", at_most=0.65),
     )
     report.measure(
-        "attention: accuracy at length 20", [r[at[20]] for r in by_length["attention"]],
+        "attention: accuracy at length 20",
+        [r[at[20]] for r in by_length["attention"]],
         Claim("attention_long", "attention does not degrade with length", at_least=0.95),
         baseline=sum(r[at[20]] for r in by_length["rnn"]) / len(by_length["rnn"]),
     )
@@ -189,11 +216,15 @@ def check(report: Check) -> None:
     report.measure("bracket F1 of the pyramid's trees on expressions", trees, baseline=branching)
     curves(
         {kind: (list(LENGTHS), [list(column) for column in zip(*rows)]) for kind, rows in by_length.items()},
-        report.figure("length"), x_label="sentence length", y_label="accuracy of the target words",
+        report.figure("length"),
+        x_label="sentence length",
+        y_label="accuracy of the target words",
         title="A fixed code forgets long sentences (trained on 1 to 20)",
     )
     curves(
         {"fixed code (rnn)": ([1, 2, 3, 4, 5], [list(column) for column in zip(*unknown_cost)])},
-        report.figure("unknown"), x_label="unknown words among 10", y_label="accuracy lost on the known words",
+        report.figure("unknown"),
+        x_label="unknown words among 10",
+        y_label="accuracy lost on the known words",
         title="Unknown words hurt the known ones",
     )

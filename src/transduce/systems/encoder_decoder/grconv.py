@@ -4,12 +4,14 @@ The source becomes one vector c and a GRU decoder writes the target from it::
 
     s_0 = tanh(W c),   s_u = GRU([E y_{u-1}; c], s_{u-1}),   p(y_u) = head(tanh(W_r [s_u; c; E y_{u-1}]))
 
-Two encoders make c: "rnn", the last state of a GRU, and "grconv", a pyramid with one set of weights that merges
-neighbours level by level under three scalar gates a node (:class:`transduce.nn.pyramid.GatedPyramid`).
+Two encoders make c: "rnn", the last state of a GRU, and "grconv", a pyramid with one set of weights that
+merges neighbours level by level under three scalar gates a node
+(:class:`transduce.nn.pyramid.GatedPyramid`).
 
-Simplified: the readout is a tanh layer where the paper has maxout. Claim: with a fixed-length code quality is fair on short
-sentences without unknown words and falls quickly with length and with the number of unknown words, while a model
-with attention does not degrade; the pyramid finds structure by itself. ``transduce reproduce grconv`` measures that.
+Simplified: the readout is a tanh layer where the paper has maxout. Claim: with a fixed-length code quality
+is fair on short sentences without unknown words and falls quickly with length and with the number of
+unknown words, while a model with attention does not degrade; the pyramid finds structure by itself.
+``transduce reproduce grconv`` measures that.
 """
 
 from __future__ import annotations
@@ -48,18 +50,27 @@ class Config:
 def code_encoder(kind: str, num_symbols: int, embed: int, width: int) -> Encoder:
     """The fixed-length encoder of one kind, "rnn" or "grconv": ids -> a memory of one step."""
     if kind == "rnn":
-        return VectorEncoder(SequenceEncoder(Embed(num_symbols, embed), Recurrence(GRUCell(embed, width))), LastStep())
+        return VectorEncoder(
+            SequenceEncoder(Embed(num_symbols, embed), Recurrence(GRUCell(embed, width))), LastStep()
+        )
     return VectorEncoder(SequenceEncoder(Embed(num_symbols, embed)), GatedPyramid(embed, width))
 
 
 @system(
-    name="grconv", kind="pairs", title="RNN encoder-decoder and gated recursive convolution",
-    paper="Cho et al. 2014, arXiv 1409.1259", reproduce=check,
+    name="grconv",
+    kind="pairs",
+    title="RNN encoder-decoder and gated recursive convolution",
+    paper="Cho et al. 2014, arXiv 1409.1259",
+    reproduce=check,
 )
 def grconv(data: DataSpec, c: Config = Config()) -> System:
     decoder = RecurrentDecoder(
-        Embed(data.target.size, c.embed), c.width, c.width, Head(c.width, data.target.size),
-        embed_width=c.embed, dropout=c.dropout,
+        Embed(data.target.size, c.embed),
+        c.width,
+        c.width,
+        Head(c.width, data.target.size),
+        embed_width=c.embed,
+        dropout=c.dropout,
     )
     length = ratio(2.0, 10)
     return System(

@@ -1,15 +1,17 @@
-"""RNNsearch: neural machine translation by jointly learning to align and translate (Bahdanau et al., ICLR 2015, 1409.0473).
+"""RNNsearch: neural machine translation by jointly learning to align and translate (Bahdanau et al., ICLR
+2015, 1409.0473).
 
-A two-way GRU reads the source, and every step of a GRU decoder reads the source states through additive attention that is
-queried by the decoder's previous state::
+A two-way GRU reads the source, and every step of a GRU decoder reads the source states through additive
+attention that is queried by the decoder's previous state::
 
     e_uj = v . tanh(W_a s_{u-1} + U_a h_j),  a_u = softmax_j(e_uj),  c_u = sum_j a_uj h_j
     s_u = GRU([E y_{u-1}; c_u], s_{u-1}),    p(y_u) = head(tanh(W_r [s_u; c_u; E y_{u-1}]))
 
-Simplified: the readout is a tanh layer where the paper has maxout, and the decoder's first state reads both directions of the
-first source state. Added, as is usual today: dropout, label smoothing, weight averaging, optional further encoder layers.
-Claim: attention lets a small recurrent model translate long sequences without losing quality, and its weights align.
-On the CMU dictionary, English words to phonemes without stress, ten minutes on two cores: word error at most 37 %.
+Simplified: the readout is a tanh layer where the paper has maxout, and the decoder's first state reads both
+directions of the first source state. Added, as is usual today: dropout, label smoothing, weight averaging,
+optional further encoder layers. Claim: attention lets a small recurrent model translate long sequences
+without losing quality, and its weights align. On the CMU dictionary, English words to phonemes without
+stress, ten minutes on two cores: word error at most 37 %.
 """
 
 from __future__ import annotations
@@ -44,8 +46,8 @@ class Config:
     attention: int = 128
     """Width inside the attention's scores."""
     score: Literal["additive", "location", "general"] = "additive"
-    """How a decoder state is compared with the source: Bahdanau's score, the same with a view of the previous weights
-    (Chorowski et al. 2015), or Luong's bilinear score."""
+    """How a decoder state is compared with the source: Bahdanau's score, the same with a view of the
+    previous weights (Chorowski et al. 2015), or Luong's bilinear score."""
     coverage: bool = False
     """Let additive scores see how much attention each source position has had."""
     encoder_layers: int = 1
@@ -67,7 +69,9 @@ def attend_by(c: Config) -> Attend:
     """The decoder's attention to the 2 * encoder wide memory."""
     memory = 2 * c.encoder
     if c.coverage and c.score != "additive":
-        raise UserError(f'coverage goes with score "additive", not "{c.score}"; leave it out or change the score.')
+        raise UserError(
+            f'coverage goes with score "additive", not "{c.score}"; leave it out or change the score.'
+        )
     if c.score == "general":
         return GeneralAttend(c.hidden, memory)
     if c.score == "location":
@@ -76,17 +80,26 @@ def attend_by(c: Config) -> Attend:
 
 
 @system(
-    name="rnnsearch", kind="pairs", title="RNN encoder-decoder with additive attention",
+    name="rnnsearch",
+    kind="pairs",
+    title="RNN encoder-decoder with additive attention",
     paper="Bahdanau et al. 2015, arXiv 1409.0473",
 )
 def rnnsearch(data: DataSpec, c: Config = Config()) -> System:
     drop = lambda: Pointwise(nn.Dropout(c.dropout))
     layers = [drop(), two_way(c.embed, c.encoder), drop()]
-    layers += [Residual(two_way(2 * c.encoder, c.encoder), dropout=c.dropout) for _ in range(c.encoder_layers - 1)]
+    layers += [
+        Residual(two_way(2 * c.encoder, c.encoder), dropout=c.dropout) for _ in range(c.encoder_layers - 1)
+    ]
     encoder = SequenceEncoder(Embed(data.source.size, c.embed), Serial(*layers))
     decoder = RecurrentDecoder(
-        Embed(data.target.size, c.embed), 2 * c.encoder, c.hidden, Head(c.hidden, data.target.size),
-        embed_width=c.embed, attend=attend_by(c), dropout=c.dropout,
+        Embed(data.target.size, c.embed),
+        2 * c.encoder,
+        c.hidden,
+        Head(c.hidden, data.target.size),
+        embed_width=c.embed,
+        attend=attend_by(c),
+        dropout=c.dropout,
     )
     length = ratio(2.0, 10)
     return System(
@@ -98,7 +111,15 @@ def rnnsearch(data: DataSpec, c: Config = Config()) -> System:
         train=TrainConfig(learning_rate=3e-3, ema=0.998, warmup=0.2, batch_symbols=2048),
         config=c,
         expect=(
-            Claim("cmudict word error, greedy, ten minutes", "attention aligns letters and phonemes", at_most=0.37),
-            Claim("cmudict phoneme error, greedy, ten minutes", "attention aligns letters and phonemes", at_most=0.095),
+            Claim(
+                "cmudict word error, greedy, ten minutes",
+                "attention aligns letters and phonemes",
+                at_most=0.37,
+            ),
+            Claim(
+                "cmudict phoneme error, greedy, ten minutes",
+                "attention aligns letters and phonemes",
+                at_most=0.095,
+            ),
         ),
     )

@@ -1,11 +1,12 @@
 """The Transformer (Vaswani et al., NeurIPS 2017, arXiv 1706.03762), pre-norm.
 
-Encoder layer: x + MHSA(norm x), then x + FFN(norm x). Decoder layer: causal self-attention, attention to the encoder's memory, FFN,
-each behind a norm and a residual. ``attention(Q,K,V) = softmax(Q K^T / sqrt(d)) V`` in several heads.
+Encoder layer: x + MHSA(norm x), then x + FFN(norm x). Decoder layer: causal self-attention, attention to
+the encoder's memory, FFN, each behind a norm and a residual. ``attention(Q,K,V) = softmax(Q K^T / sqrt(d))
+V`` in several heads.
 
-Changed: norms stand in front of each part (Xiong et al. 2020), and positions are rotary by default (``position="sinusoidal"``
-takes the paper's codes). The target's input and output embeddings are not tied: for the small vocabularies of characters and
-phonemes that start costs ten nats a symbol and saves nothing.
+Changed: norms stand in front of each part (Xiong et al. 2020), and positions are rotary by default
+(``position="sinusoidal"`` takes the paper's codes). The target's input and output embeddings are not tied:
+for the small vocabularies of characters and phonemes that start costs ten nats a symbol and saves nothing.
 """
 
 from __future__ import annotations
@@ -58,21 +59,37 @@ def encoder_stack(c: Config) -> Mixer:
     norm = partial(LayerNorm, c.dim)
     layers: list[Mixer] = [Pointwise(nn.Dropout(c.dropout))]
     for _ in range(c.encoder_layers):
-        layers.append(Residual(Attention(c.dim, c.heads, position=c.position, causal=False), norm=norm(), dropout=c.dropout))
-        layers.append(Residual(Pointwise(FeedForward(c.dim, c.feedforward, dropout=c.dropout)), norm=norm(), dropout=c.dropout))
+        layers.append(
+            Residual(
+                Attention(c.dim, c.heads, position=c.position, causal=False), norm=norm(), dropout=c.dropout
+            )
+        )
+        layers.append(
+            Residual(
+                Pointwise(FeedForward(c.dim, c.feedforward, dropout=c.dropout)),
+                norm=norm(),
+                dropout=c.dropout,
+            )
+        )
     return Serial(*layers, Pointwise(norm()))
 
 
 @system(
-    name="transformer", kind="pairs", title="Transformer encoder-decoder", paper="Vaswani et al. 2017, arXiv 1706.03762",
+    name="transformer",
+    kind="pairs",
+    title="Transformer encoder-decoder",
+    paper="Vaswani et al. 2017, arXiv 1706.03762",
 )
 def transformer(data: DataSpec, c: Config = Config()) -> System:
     norm = partial(LayerNorm, c.dim)
     target = Embed(data.target.size, c.dim, scale=True)
     layers = [
         DecoderLayer(
-            Attention(c.dim, c.heads, position=c.position), norm, MultiHeadAttend(c.dim, c.dim, heads=c.heads),
-            FeedForward(c.dim, c.feedforward, dropout=c.dropout), c.dropout,
+            Attention(c.dim, c.heads, position=c.position),
+            norm,
+            MultiHeadAttend(c.dim, c.dim, heads=c.heads),
+            FeedForward(c.dim, c.feedforward, dropout=c.dropout),
+            c.dropout,
         )
         for _ in range(c.decoder_layers)
     ]
@@ -82,7 +99,9 @@ def transformer(data: DataSpec, c: Config = Config()) -> System:
     length = ratio(2.0, 10)
     return System(
         name="transformer",
-        model=EncoderDecoder(SequenceEncoder(Embed(data.source.size, c.dim, scale=True), encoder_stack(c)), decoder),
+        model=EncoderDecoder(
+            SequenceEncoder(Embed(data.source.size, c.dim, scale=True), encoder_stack(c)), decoder
+        ),
         objective=Likelihood(c.label_smoothing),
         search=Greedy(max_length=length),
         search_wide=Beam(width=c.beam, max_length=length, length=LengthPenalty(1.0)),

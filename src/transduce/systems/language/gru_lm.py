@@ -1,7 +1,9 @@
-"""A recurrent language model (Mikolov et al. 2010; gated as in Cho et al. 2014): p(y) = prod_u p(y_u | h_{u-1}, y_{u-1}).
+"""A recurrent language model (Mikolov et al. 2010; gated as in Cho et al. 2014): p(y) = prod_u p(y_u |
+h_{u-1}, y_{u-1}).
 
-Embedding, a stack of residual GRU layers and a head. Its state has a fixed size, so text of any length is continued at
-constant cost a symbol. Any other mixer fits in its place: ``examples`` in docs/mixers.md swap one in.
+Embedding, a stack of residual GRU layers and a head. Its state has a fixed size, so text of any length is
+continued at constant cost a symbol. Any other mixer fits in its place: ``examples`` in docs/mixers.md swap
+one in.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A causal Transformer language model (Vaswani et al. 2017; Radford et al. 2018), pre-norm, rotary positions.
 
-``window`` bounds attention to the last W symbols: the state then has a fixed size and text of any length is continued at
-constant cost; without it the key-value cache grows with the text.
+``window`` bounds attention to the last W symbols: the state then has a fixed size and text of any length is
+continued at constant cost; without it the key-value cache grows with the text.
 """
 
 from __future__ import annotations
@@ -41,22 +41,29 @@ class Config:
 
 
 @system(
-    name="transformer-lm", kind="text", title="Transformer language model", paper="Vaswani et al. 2017, arXiv 1706.03762"
+    name="transformer-lm",
+    kind="text",
+    title="Transformer language model",
+    paper="Vaswani et al. 2017, arXiv 1706.03762",
 )
 def transformer_lm(data: DataSpec, c: Config = Config()) -> System:
     norm = partial(LayerNorm, c.dim)
     embed = Embed(data.target.size, c.dim, scale=True)
     layers = [
         DecoderLayer(
-            Attention(c.dim, c.heads, window=c.window), norm,
-            feedforward=FeedForward(c.dim, c.feedforward, dropout=c.dropout), dropout=c.dropout,
+            Attention(c.dim, c.heads, window=c.window),
+            norm,
+            feedforward=FeedForward(c.dim, c.feedforward, dropout=c.dropout),
+            dropout=c.dropout,
         )
         for _ in range(c.layers)
     ]
     return System(
         name="transformer-lm",
         model=LanguageModel(
-            MixerDecoder(nn.Sequential(embed, nn.Dropout(c.dropout)), layers, norm(), Head(c.dim, data.target.size))
+            MixerDecoder(
+                nn.Sequential(embed, nn.Dropout(c.dropout)), layers, norm(), Head(c.dim, data.target.size)
+            )
         ),
         objective=Likelihood(),
         search=Sample(temperature=0.8, max_length=300),
