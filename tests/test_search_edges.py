@@ -438,7 +438,7 @@ FUSION = Fusion(OnCpu(Fixed({4: 0.0, EOS: 0.0}, num_symbols=6)))
         Greedy(9), Sample(num_samples=2, top_k=3, top_p=0.9, max_length=9),
         Beam(3, num_best=2, max_length=9, length=LengthPenalty(0.6, 0.1)),
         Beam(3, max_length=9, scorers=[BlockNGrams(2), FUSION, CoveragePenalty()]),
-        Beam(3, max_length=9, scorers=[Constrain(lambda history, rows: history.new_ones(len(rows), 6).bool())]),
+        Beam(3, max_length=9, scorers=[Constrain(lambda history, _: history.new_ones(len(history), 6) > 0)]),
     ],
     ids=["greedy", "sample", "beam", "scorers", "constraint"],
 )
