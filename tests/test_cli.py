@@ -107,6 +107,11 @@ def test_eval_prints_intervals_and_keeps_the_figures(run, capsys, monkeypatch, p
     assert main(["eval", str(run), "--data", str(pairs), "--split", "valid", "--beam", "2"]) == 0
     assert "[" in (line := capsys.readouterr().out) and "sequence error" in line
     assert json.loads((run / "eval-valid_beam_2.json").read_text())["beam"] == 2
+    for _ in range(2):  # the run remembers its data; a record is added to
+        assert main(["eval", str(run), "--record", str(run / "eval-record.json")]) == 0
+    record = json.loads((run / "eval-record.json").read_text())
+    low, high = record["measured"]["test"]["sequence_error_95"]
+    assert 0 <= low <= record["measured"]["test"]["sequence_error"] <= high and record["training"]["steps"] == 12
 
 
 def test_python_opens_the_same_model(run, capsys):

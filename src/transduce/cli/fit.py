@@ -35,6 +35,18 @@ class DataOptions:
     target_units: Units | None = None
     """How targets are split into symbols."""
 
+    def to_json(self) -> dict[str, Any]:
+        """What ``eval`` needs to find the same data again, from any folder."""
+        path = Path(self.data)
+        return {
+            "data": str(path.resolve()) if path.exists() else self.data,
+            "data_dir": None if self.data_dir is None else str(self.data_dir.resolve()),
+            "source_column": self.source_column,
+            "target_column": self.target_column,
+            "source_units": self.source_units,
+            "target_units": self.target_units,
+        }
+
     @property
     def columns(self) -> tuple[str, str] | None:
         if self.source_column is None and self.target_column is None:
@@ -150,9 +162,10 @@ def _fit(page: Page, data: DataOptions, run: RunOptions, model: dict[str, Any], 
         f"{corpus.name}: {len(prepared.train):,} training rows, {len(prepared.valid):,} valid, {len(prepared.test):,} test",
         file=sys.stderr,
     )
-    result = Trainer(
-        system, prepared, config, run.out, device=device, reporter=reporter(), resume=run.resume
-    ).run()
+    trainer = Trainer(
+        system, prepared, config, run.out, device=device, reporter=reporter(), resume=run.resume, request=data.to_json()
+    )
+    result = trainer.run()
     if result.interrupted:
         print(
             f"stopped at step {result.steps:,}; go on with: transduce fit {page.name} --data {data.data} --out {run.out} --resume"

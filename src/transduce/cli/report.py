@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from transduce.api import Transducer, load
+from transduce.core.errors import UserError
 from transduce.data import Encoded, Prepared, bootstrap
 from transduce.train import Evaluation, RunFolder, TrainResult, bundle
+from transduce.train.check import machine
 from transduce.train.plots import attention_map
 
 PICTURES = 3
@@ -53,6 +56,31 @@ def describe(found: Evaluation, sequence_name: str, symbol_name: str) -> str:
         f"{sequence_name} {percent(rates.sequence)} [{percent(word[0])} to {percent(word[1])}], "
         f"{symbol_name} {percent(rates.symbol)} [{percent(symbol[0])} to {percent(symbol[1])}] ({found.rows:,} rows)"
     )
+
+
+def add_record(path: Path, model: Transducer, label: str, found: Evaluation) -> None:
+    """Add one evaluation to a JSON file of measured results: figures, intervals, training, machine."""
+    try:
+        record = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:
+        raise UserError(f"{path} is no JSON file of results; name another one.") from None
+    described = json.loads((model.path / "bundle.json").read_text())
+    figures: dict[str, Any] = dict(found.numbers())
+    if found.rates is not None:
+        figures["sequence_error_95"] = list(bootstrap(found.rates.wrong))
+        figures["symbol_error_95"] = list(bootstrap(found.rates.edits, found.rates.lengths))
+    record.update(
+        system=model.system.name,
+        config=described["config"],
+        parameters=described["parameters"],
+        corpus=described["corpus"],
+        training=described["training"],
+        versions=described["versions"],
+        machine=machine(),
+    )
+    record.setdefault("measured", {})[label] = figures
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def percent(share: float) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, Sequence
+from typing import TYPE_CHECKING, Literal, Sequence
 
 import tyro
 
@@ -14,6 +14,9 @@ from transduce.core.errors import DataError, UserError
 
 from .fit import DataOptions, device_named
 from .options import parse
+
+if TYPE_CHECKING:
+    from transduce.api import Transducer
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,8 @@ class Evaluate:
     """Name of the source column of your file."""
     target_column: str | None = None
     """Name of the target column of your file."""
+    record: Path | None = None
+    """Add the figures, their intervals and how the model was trained to this JSON file."""
     device: str = "cpu"
     """cpu, or cuda where torch sees one."""
 
@@ -125,16 +130,19 @@ def eval_command(arguments: Sequence[str]) -> int:
     from transduce.data import load_corpus, prepare
     from transduce.train import bundle
 
-    from .report import describe
+    from .report import add_record, describe
 
     model = load(options.run, device=options.device)
     if model.is_language_model and options.beam is not None:
         raise UserError("A language model is measured in bits per character; leave --beam out.")
-    trained_on = model.corpus.get("given", model.corpus.get("name", ""))
-    where = DataOptions(
-        options.data or trained_on, options.data_dir, options.source_column, options.target_column
+    where = _data_of(options, model)
+    corpus = load_corpus(
+        where.data,
+        data_dir=where.data_dir,
+        columns=where.columns,
+        source_units=where.source_units,
+        target_units=where.target_units,
     )
-    corpus = load_corpus(where.data, data_dir=where.data_dir, columns=where.columns)
     part = getattr(prepare(corpus, model.spec, references="first"), options.split)
     if len(part) == 0:
         raise DataError(f"{corpus.name} has no {options.split} examples.")
@@ -144,7 +152,23 @@ def eval_command(arguments: Sequence[str]) -> int:
     label = options.split + (f"_beam_{options.beam}" if options.beam else "")
     if corpus.name == model.corpus.get("name"):
         bundle.add_metrics(model.path, {label: found.numbers()})
+    record = {"corpus": corpus.name, "split": options.split, "beam": options.beam, **found.numbers()}
     if (options.run / "bundle").is_dir():
-        record = {"corpus": corpus.name, "split": options.split, "beam": options.beam, **found.numbers()}
         (options.run / f"eval-{label}.json").write_text(json.dumps(record, indent=1) + "\n")
+    if options.record is not None:
+        add_record(options.record, model, label, found)
     return 0
+
+
+def _data_of(options: Evaluate, model: Transducer) -> DataOptions:
+    """The data that were asked for, else those of the run, else the corpus that the bundle names."""
+    if options.data is not None:
+        return DataOptions(options.data, options.data_dir, options.source_column, options.target_column)
+    from transduce.train import RunFolder
+
+    request = RunFolder(options.run).read_config().get("request") if (options.run / "config.json").is_file() else None
+    if not request:
+        return DataOptions(model.corpus.get("name", ""), options.data_dir)
+    known = {f.name: request.get(f.name) for f in fields(DataOptions)}
+    data_dir = options.data_dir or (Path(known["data_dir"]) if known["data_dir"] else None)
+    return DataOptions(**{**known, "data_dir": data_dir})

@@ -1,9 +1,8 @@
-"""Mixers made of mixers. The state of a composition is a tuple that mirrors it; causality, lookahead and growth follow
-from the parts."""
+"""Mixers made of mixers. Their state trees mirror the composition, so the state algebra works on any stack."""
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +11,20 @@ from transduce.core.protocols import Mixer
 from transduce.core.seq import zero_masked
 from transduce.core.state import State
 
-from .masking import valid_resets
+
+def _lookahead(mixers: Iterable[Mixer], *, chained: bool) -> int | None:
+    """How far a combination looks ahead: sums along a chain, the largest of parallel branches, None if any is None."""
+    ahead = [m.lookahead for m in mixers]
+    if any(a is None for a in ahead):
+        return None
+    return sum(ahead) if chained else max(ahead, default=0)
 
 
 class Pointwise(Mixer):
-    """A function of single positions (norm, feedforward, dropout, linear map) as a mixer: y_t = f(x_t).
-
-    The state is the empty tuple.
-    """
+    """Any position-wise module (feedforward, norm, dropout, linear) as a mixer with nothing to remember."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        if isinstance(module, Mixer):
-            raise TypeError(f"{type(module).__name__} is a mixer already; use it without Pointwise")
         self.module = module
 
     def init_state(self, batch: int, *, capacity: int | None = None) -> State:
@@ -37,68 +37,47 @@ class Pointwise(Mixer):
 
 
 class Serial(Mixer):
-    """One mixer after another: y = f_n(... f_1(x)). State: one entry a mixer.
-
-    A mixer may appear twice; its weights are shared then, and each place has its own state.
-    """
+    """One after the other: y = f_n(..f_1(x)). The state is the tuple of their states."""
 
     def __init__(self, *mixers: Mixer) -> None:
         super().__init__()
-        self.mixers = _parts(mixers)
-        self.causal, self.lookahead = _sight(mixers, sum)
+        if not mixers:
+            raise ValueError("Serial needs at least one mixer")
+        self.mixers = nn.ModuleList(mixers)
+        self.causal = all(m.causal for m in mixers)
+        self.lookahead = _lookahead(mixers, chained=True)
 
     @property
     def bytes_per_step(self) -> int:
         return sum(m.bytes_per_step for m in self.mixers)
 
     def init_state(self, batch: int, *, capacity: int | None = None) -> State:
+        _refuse_unless_causal(self)
         return tuple(m.init_state(batch, capacity=capacity) for m in self.mixers)
 
     def forward(
         self, x: Tensor, state: State = None, *, mask: Tensor | None = None, resets: Tensor | None = None
     ) -> tuple[Tensor, State]:
+        if state is None:
+            for mixer in self.mixers:
+                x, _ = mixer(x, mask=mask, resets=resets)
+            return x, None
+        _refuse_unless_causal(self)
         after: list[State] = []
-        for mixer, before in zip(self.mixers, _states(self, state, len(self.mixers))):
-            x, kept = mixer(x, before, mask=mask, resets=resets)
-            after.append(kept)
-        return x, None if state is None else tuple(after)
-
-
-class Repeat(Mixer):
-    """The same mixer ``times`` times in a row, one set of weights: y = f(f(... f(x))) (Dehghani et al. 2019, section 2.1).
-
-    Every pass has a state of its own.
-    """
-
-    def __init__(self, mixer: Mixer, times: int) -> None:
-        super().__init__()
-        if times < 1:
-            raise ValueError(f"Repeat needs at least one pass, not {times}")
-        self.passes = Serial(*[mixer] * times)
-        self.causal, self.lookahead = self.passes.causal, self.passes.lookahead
-
-    @property
-    def bytes_per_step(self) -> int:
-        return self.passes.bytes_per_step
-
-    def init_state(self, batch: int, *, capacity: int | None = None) -> State:
-        return self.passes.init_state(batch, capacity=capacity)
-
-    def forward(
-        self, x: Tensor, state: State = None, *, mask: Tensor | None = None, resets: Tensor | None = None
-    ) -> tuple[Tensor, State]:
-        return self.passes(x, state, mask=mask, resets=resets)
+        for mixer, before in zip(self.mixers, state):
+            x, now = mixer(x, before, mask=mask, resets=resets)
+            after.append(now)
+        return x, tuple(after)
 
 
 class Residual(Mixer):
-    """y = x + dropout(mixer(norm(x))), the pre-norm residual branch (Xiong et al. 2020). State: that of the mixer.
-
-    ``norm``: a position-wise module, or None for none.
-    """
+    """y = x + dropout(f(norm(x))), the pre-norm residual branch (Xiong et al. 2020). The state is that of f."""
 
     def __init__(self, mixer: Mixer, *, norm: nn.Module | None = None, dropout: float = 0.0) -> None:
         super().__init__()
-        self.mixer, self.norm, self.dropout = mixer, norm, nn.Dropout(dropout)
+        self.mixer = mixer
+        self.norm = norm if norm is not None else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
         self.causal, self.lookahead = mixer.causal, mixer.lookahead
 
     @property
@@ -112,123 +91,128 @@ class Residual(Mixer):
         self, x: Tensor, state: State = None, *, mask: Tensor | None = None, resets: Tensor | None = None
     ) -> tuple[Tensor, State]:
         x = zero_masked(x, mask)
-        branch, state = self.mixer(x if self.norm is None else self.norm(x), state, mask=mask, resets=resets)
-        return x + self.dropout(branch), state
+        y, after = self.mixer(self.norm(x), state, mask=mask, resets=resets)
+        return x + self.dropout(y), after
 
 
 class Parallel(Mixer):
-    """Mixers side by side on the same input, joined by ``combine``. State: one entry a mixer.
+    """Several mixers read the same input; their outputs are summed, or joined and projected back to ``dim``.
 
-    * "sum": y = f_1(x) + ... + f_n(x).
-    * "concat": y = [f_1(x); ...; f_n(x)], as wide as all of them together.
-    * "concat-project": y = W [f_1(x); ...; f_n(x)] + b, for mixers of equal width ``dim``, which must be given.
+    ``combine``: "sum", or "project", which needs ``dim``. The state is the tuple of their states.
     """
 
     def __init__(self, *mixers: Mixer, combine: str = "sum", dim: int | None = None) -> None:
         super().__init__()
-        if combine not in ("sum", "concat", "concat-project"):
-            raise ValueError(f'combine must be "sum", "concat" or "concat-project", not {combine!r}')
-        if (combine == "concat-project") != (dim is not None):
-            raise ValueError('give dim, the width of each mixer, with combine="concat-project" and only then')
-        self.mixers = _parts(mixers)
-        self.causal, self.lookahead = _sight(mixers, max)
-        self.concatenates = combine != "sum"
-        self.project = None if dim is None else nn.Linear(len(mixers) * dim, dim)
+        if not mixers:
+            raise ValueError("Parallel needs at least one mixer")
+        if combine not in ("sum", "project") or (combine == "project") != (dim is not None):
+            raise ValueError('combine is "sum", or "project" together with dim')
+        self.mixers = nn.ModuleList(mixers)
+        self.project = nn.Linear(len(mixers) * dim, dim) if dim is not None else None
+        self.causal = all(m.causal for m in mixers)
+        self.lookahead = _lookahead(mixers, chained=False)
 
     @property
     def bytes_per_step(self) -> int:
         return sum(m.bytes_per_step for m in self.mixers)
 
     def init_state(self, batch: int, *, capacity: int | None = None) -> State:
+        _refuse_unless_causal(self)
         return tuple(m.init_state(batch, capacity=capacity) for m in self.mixers)
 
     def forward(
         self, x: Tensor, state: State = None, *, mask: Tensor | None = None, resets: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        given = _states(self, state, len(self.mixers))
-        results = [m(x, before, mask=mask, resets=resets) for m, before in zip(self.mixers, given)]
-        ys = [y for y, _ in results]
-        y = torch.cat(ys, -1) if self.concatenates else sum(ys[1:], ys[0])
-        if self.project is not None:
-            y = self.project(y)
-        return y, None if state is None else tuple(after for _, after in results)
+        if state is not None:
+            _refuse_unless_causal(self)
+        before = (None,) * len(self.mixers) if state is None else state
+        found = [m(x, s, mask=mask, resets=resets) for m, s in zip(self.mixers, before)]
+        outputs = [y for y, _ in found]
+        y = sum(outputs[1:], outputs[0]) if self.project is None else self.project(torch.cat(outputs, -1))
+        return y, None if state is None else tuple(s for _, s in found)
 
 
-class Reversed(Mixer):
-    """A causal mixer that reads from right to left: y_t depends on x_t, x_{t+1}, ... It keeps no state.
+class Repeat(Mixer):
+    """The same mixer ``times`` times in a row with the same weights; each pass has a state of its own."""
 
-    Each row is reversed within its own valid steps, which then stand at the left; so padding never comes first.
+    def __init__(self, mixer: Mixer, times: int) -> None:
+        super().__init__()
+        if times < 1:
+            raise ValueError(f"Repeat needs times >= 1, got {times}")
+        self.mixer, self.times = mixer, times
+        self.causal = mixer.causal
+        self.lookahead = None if mixer.lookahead is None else times * mixer.lookahead
+
+    @property
+    def bytes_per_step(self) -> int:
+        return self.times * self.mixer.bytes_per_step
+
+    def init_state(self, batch: int, *, capacity: int | None = None) -> State:
+        return tuple(self.mixer.init_state(batch, capacity=capacity) for _ in range(self.times))
+
+    def forward(
+        self, x: Tensor, state: State = None, *, mask: Tensor | None = None, resets: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        after: list[State] = []
+        for before in (None,) * self.times if state is None else state:
+            x, now = self.mixer(x, before, mask=mask, resets=resets)
+            after.append(now)
+        return x, None if state is None else tuple(after)
+
+
+class Bidirectional(Mixer):
+    """One mixer reads forward, another backward; their outputs are joined: (B,T,D) -> (B,T,D_f + D_b).
+
+    Each row is reversed within its own valid steps, so padding never stands between them. It reads the whole
+    sequence and therefore refuses a state. Masks must be padding on the right; ``resets`` separate packed
+    sequences in both directions.
     """
 
     causal = False
     lookahead = None
 
-    def __init__(self, mixer: Mixer) -> None:
+    def __init__(self, forward: Mixer, backward: Mixer) -> None:
         super().__init__()
-        self.mixer = mixer
+        self.ahead, self.back = forward, backward
 
     def init_state(self, batch: int, *, capacity: int | None = None) -> State:
-        raise ValueError("a mixer that reads from right to left has no state; call it with the whole sequence")
+        _refuse_unless_causal(self)
 
     def forward(
         self, x: Tensor, state: State = None, *, mask: Tensor | None = None, resets: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        _states(self, state, 1)
-        resets = valid_resets(resets, mask)
-        if mask is None:
-            y, _ = self.mixer(x.flip(1), resets=None if resets is None else _first_of_reversed(resets.flip(1)))
-            return y.flip(1), None
-        order = _reversing_order(mask)
-        resets = None if resets is None else _first_of_reversed(resets.gather(1, order))
-        y, _ = self.mixer(_take(zero_masked(x, mask), order), mask=mask.gather(1, order), resets=resets)
-        return _take(y, order.argsort(1)), None
+        if state is not None:
+            _refuse_unless_causal(self)
+        x = zero_masked(x, mask)
+        ahead, _ = self.ahead(x, mask=mask, resets=resets)
+        order = _reversal(x, mask)
+        turned = None if resets is None else _turn(_ends(resets), order)
+        back, _ = self.back(_turn(x, order), mask=mask, resets=turned)
+        return torch.cat((ahead, _turn(back, order)), -1), None
 
 
-def Bidirectional(forward: Mixer, backward: Mixer, *, combine: str = "concat", dim: int | None = None) -> Parallel:
-    """A causal mixer in each direction (Schuster and Paliwal 1997): ``Parallel(forward, Reversed(backward))``.
-
-    Not causal, so it refuses a state. ``combine`` and ``dim`` as for :class:`Parallel`; "concat" makes the output as wide as
-    both together.
-    """
-    return Parallel(forward, Reversed(backward), combine=combine, dim=dim)
-
-
-def _parts(mixers: Sequence[Mixer]) -> nn.ModuleList:
-    if not mixers:
-        raise ValueError("give at least one mixer")
-    for m in mixers:
-        if not isinstance(m, Mixer):
-            raise TypeError(f"{type(m).__name__} is not a mixer; wrap a module that acts on single positions in Pointwise")
-    return nn.ModuleList(mixers)
+def _reversal(x: Tensor, mask: Tensor | None) -> Tensor | None:
+    """(B,T) indices that reverse the valid steps of each row and leave the padding where it is; None for a plain flip."""
+    if mask is None:
+        return None
+    steps = torch.arange(x.shape[1], device=x.device)
+    lengths = mask.sum(1, keepdim=True)
+    return torch.where(steps < lengths, lengths - 1 - steps, steps)
 
 
-def _sight(mixers: Sequence[Mixer], join) -> tuple[bool, int | None]:
-    """(causal, lookahead) of a composition; lookaheads in a row add up, side by side the largest counts."""
-    unbounded = any(m.lookahead is None for m in mixers)
-    return all(m.causal for m in mixers), None if unbounded else join([m.lookahead for m in mixers])
+def _turn(x: Tensor, order: Tensor | None) -> Tensor:
+    if order is None:
+        return x.flip(1)
+    return x.gather(1, order.view(*order.shape, *([1] * (x.dim() - 2))).expand_as(x))
 
 
-def _states(mixer: Mixer, state: State, parts: int) -> Sequence[State]:
-    if state is None:
-        return (None,) * parts
+def _ends(resets: Tensor) -> Tensor:
+    """Where a backward reading restarts: at the last step before each reset."""
+    return torch.cat((resets[:, 1:], torch.zeros_like(resets[:, :1])), 1)
+
+
+def _refuse_unless_causal(mixer: Mixer) -> None:
     if not mixer.causal:
-        raise ValueError(f"this {type(mixer).__name__} reads ahead and keeps no state; call it with the whole sequence")
-    if len(state) != parts:
-        raise ValueError(f"this {type(mixer).__name__} has {parts} mixers, the state {len(state)} entries")
-    return state
-
-
-def _reversing_order(mask: Tensor) -> Tensor:
-    """(B,T) time indices: the valid steps of each row backwards, then its masked ones."""
-    steps = mask.shape[1]
-    time = torch.arange(steps, device=mask.device)
-    return torch.where(mask, steps - 1 - time, steps + time).argsort(1)
-
-
-def _first_of_reversed(resets: Tensor) -> Tensor:
-    """Reversed resets mark the last step of each history; the next one begins a step later."""
-    return torch.cat((torch.zeros_like(resets[:, :1]), resets[:, :-1]), 1)
-
-
-def _take(x: Tensor, order: Tensor) -> Tensor:
-    return x.gather(1, order[..., None].expand(-1, -1, x.shape[-1]))
+        raise ValueError(
+            f"{type(mixer).__name__} reads the whole sequence at once: it has no state, call it without one"
+        )

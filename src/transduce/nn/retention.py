@@ -1,8 +1,9 @@
-"""Retention: attention with an exponential decay in place of softmax, so that a matrix of fixed size replaces the cache."""
+"""Retention: linear attention whose memory fades at a fixed rate in each head."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,48 +14,56 @@ from transduce.core.seq import zero_masked
 from transduce.core.state import State
 from transduce.ops.retention import retention
 
-from .masking import valid_positions, valid_resets
+from .masking import positions, valid_resets
 from .position import rotary
 
 
-class RetentionState(NamedTuple):
-    """``memory`` (B,H,K,K), which keys have written and queries read, and ``position`` (B), steps since the start."""
+@dataclass(frozen=True)
+class RetentionState:
+    """``memory`` (B,H,K,V) in float32 or better; ``count`` (B,): steps since the row's history began."""
 
     memory: Tensor
-    position: Tensor
+    count: Tensor
 
 
 class Retention(Mixer):
-    """y = W_o (SiLU(W_g x) * norm(S^T q)),  S_t = gamma_h S_{t-1} + k_t v_t^T, in each head.
+    """S_t = gamma_h S_{t-1} + k_t v_t^T, y_t = S_t^T q_t, in ``heads`` heads (Sun et al. 2023, arXiv 2307.08621, section 2).
 
-    q, k, v are linear in x (B,T,dim), q and k turned by their position (rotary), k scaled by K^-1/2, K = dim / heads;
-    gamma_h = 1 - 2^(-5-h); the norm divides each head by its root mean square and stands outside the recurrence.
-    Sun et al. 2023 (arXiv 2307.08621, sections 2.1 and 2.3), values as wide as keys.
+    q and k are rotated by the row's own position, which is part of the state; gamma_h = 1 - 2^(-5-h). Each head's
+    output is normalised outside of the recurrence, gated by SiLU(W_g x) and projected:
+    out = W_o (SiLU(W_g x) * rms_norm(y)). Value heads are ``expansion`` times as wide as key heads.
     """
 
-    def __init__(self, dim: int, heads: int = 4) -> None:
+    def __init__(self, dim: int, heads: int = 4, *, expansion: int = 2) -> None:
         super().__init__()
-        if heads < 1 or dim % (2 * heads):
-            raise ValueError(f"dim {dim} must be a multiple of twice the number of heads, {2 * heads}")
+        if dim % (2 * heads):
+            raise ValueError(
+                f"retention needs a width that is a multiple of 2 * heads = {2 * heads}, got {dim}"
+            )
         self.heads, self.width = heads, dim // heads
-        self.input = nn.Linear(dim, 4 * dim, bias=False)
-        self.output = nn.Linear(dim, dim, bias=False)
-        self.register_buffer("log_decay", torch.log1p(-(2.0 ** -(5 + torch.arange(heads).double()))), persistent=False)
+        self.values = expansion * self.width
+        self.input = nn.Linear(dim, 2 * dim + 2 * heads * self.values, bias=False)
+        self.output = nn.Linear(heads * self.values, dim, bias=False)
+        nn.init.xavier_uniform_(self.input.weight, gain=2**-2.5)
+        decay = [math.log1p(-(2.0 ** (-5 - h))) for h in range(heads)]
+        self.register_buffer("log_decay", torch.tensor(decay, dtype=torch.float64), persistent=False)
 
-    def init_state(self, batch: int, *, capacity: int | None = None) -> RetentionState:
+    def init_state(self, batch: int, *, capacity: int | None = None) -> State:
         like = self.input.weight
-        memory = like.new_zeros(batch, self.heads, self.width, self.width, dtype=torch.promote_types(like.dtype, torch.float32))
+        accumulate = torch.float64 if like.dtype == torch.float64 else torch.float32
+        memory = torch.zeros(batch, self.heads, self.width, self.values, dtype=accumulate, device=like.device)
         return RetentionState(memory, torch.zeros(batch, dtype=torch.long, device=like.device))
 
     def forward(
         self, x: Tensor, state: State = None, *, mask: Tensor | None = None, resets: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        resets = valid_resets(resets, mask)
-        before = self.init_state(x.shape[0]) if state is None else state
-        position, after = valid_positions(before.position, x.shape[1], mask, resets)
-        q, k, v, gate = self.input(zero_masked(x, mask)).chunk(4, -1)
-        q, k, v = (t.unflatten(-1, (self.heads, self.width)) for t in (q, k, v))
-        q, k = rotary(q, position), rotary(k, position) * self.width**-0.5
-        y, memory = retention(q, k, v, self.log_decay, before.memory, mask=mask, resets=resets)
-        y = F.rms_norm(y, (self.width,), eps=1e-6).flatten(-2)
-        return self.output(F.silu(gate) * y), None if state is None else RetentionState(memory, after)
+        x, resets = zero_masked(x, mask), valid_resets(resets, mask)
+        qk, v, gate = self.input(x).split((2 * self.heads * self.width, *[self.heads * self.values] * 2), -1)
+        at, count = positions(x, None if state is None else state.count, mask, resets)
+        q, k = rotary(qk.unflatten(-1, (2 * self.heads, self.width)), at).chunk(2, 2)
+        v = v.unflatten(-1, (self.heads, self.values))
+        memory = None if state is None else state.memory
+        decay = self.log_decay.to(q.dtype)
+        y, memory = retention(q * self.width**-0.5, k, v, decay, memory, mask=mask, resets=resets)
+        y = F.silu(gate) * F.rms_norm(y, (self.values,), eps=1e-6).flatten(2)
+        return self.output(y), None if state is None else RetentionState(memory, count)

@@ -27,7 +27,7 @@ def tiny_data(kind: str) -> Prepared:
     return prepare(Corpus("tiny", kind, examples, examples, examples, "chars", "chars"))
 
 
-def check_system(page: Page, *, steps: int = 80, learning_rate: float = 3e-3, config: Any = None) -> System:
+def check_system(page: Page, *, steps: int = 120, learning_rate: float = 3e-3, config: Any = None) -> System:
     """Check a page on :func:`tiny_data` and return the trained system.
 
     The config round-trips through JSON's types, the model obeys the decoder laws, ``steps`` steps of Adam

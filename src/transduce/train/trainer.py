@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -48,6 +48,7 @@ class Trainer:
         device: torch.device | str = "cpu",
         reporter: Reporter | None = None,
         resume: bool = False,
+        request: Mapping[str, Any] | None = None,
     ) -> None:
         if len(prepared.train.targets) == 0 or len(prepared.valid.targets) == 0:
             raise UserError(
@@ -60,6 +61,7 @@ class Trainer:
         self.device = torch.device(device)
         self.reporter: Reporter = reporter or Silent()
         self.resume = resume
+        self.request = dict(request or {})  # whatever the caller wants to find again in config.json
         self.searcher = system.search if prepared.kind == "pairs" else None
         self.progress = RunState()
         self.best: dict[str, Tensor] | None = None
@@ -121,6 +123,7 @@ class Trainer:
                 "corpus": corpus_record(self.prepared),
                 "device": str(self.device),
                 "versions": bundle.versions(),
+                "request": self.request,
             }
         )
         note = self.engine.choose_precision(self._probe_batch())
