@@ -1,11 +1,11 @@
-"""Use a trained model from Python: open it in one line, predict, score, evaluate, or walk it step by step."""
+"""Train and use models from Python: open one in one line, predict, score, evaluate, or walk it step by step."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,14 +13,27 @@ from torch import Tensor
 from transduce import systems
 from transduce.core import state as states
 from transduce.core.dist import Categorical
-from transduce.core.errors import BundleError, DataError
+from transduce.core.errors import BundleError, DataError, UserError
 from transduce.core.protocols import Hypothesis, Model, Searcher, System
+from transduce.core.registry import Page
 from transduce.core.seq import BOS, EOS, Batch, Seq
-from transduce.data import DataSpec, Encoded, Example, TextField, batches, encode
+from transduce.data import (
+    Corpus,
+    DataSpec,
+    Encoded,
+    Example,
+    Prepared,
+    TextField,
+    batches,
+    encode,
+    load_corpus,
+    prepare,
+)
 from transduce.data.files import LONGEST
 from transduce.search import Beam, LengthPenalty, Sample, align, ratio, score
-from transduce.train import bundle
+from transduce.train import RunFolder, TrainConfig, Trainer, bundle, prepare_out
 from transduce.train.evaluate import Evaluation, evaluate
+from transduce.train.progress import reporter
 
 BATCH_SYMBOLS = 16384
 LENGTH = ratio(2.0, 10)
@@ -41,19 +54,101 @@ def load(path: str | os.PathLike, *, device: str = "cpu") -> Transducer:
 
     Raises :class:`BundleError`, one sentence, for a file that is damaged, foreign or newer than this version.
     """
-    folder = Path(path)
+    folder, request = Path(path), {}
+    if (folder / "config.json").is_file() and not (folder / "bundle.json").is_file():
+        if not (folder / "bundle" / "bundle.json").is_file():
+            raise BundleError(
+                f"The run at {folder} has no bundle yet: it is still training or was stopped before its first save."
+            )
+        request = RunFolder(folder).read_config().get("request") or {}
     if (folder / "bundle" / "bundle.json").is_file():
         folder = folder / "bundle"
-    elif (folder / "config.json").is_file() and not (folder / "bundle.json").is_file():
-        raise BundleError(
-            f"The run at {folder} has no bundle yet: it is still training or was stopped before its first save."
-        )
     parts = bundle.read(folder)
     page = systems.find(parts.system_name)
     system = page.build(parts.spec, parts.config_as(page.config_type))
     parts.load_into(system.model)
     system.model.to(device).eval()
-    return Transducer(system, parts.spec, parts.corpus, parts.metrics, folder, torch.device(device))
+    request = request or {"data": parts.corpus.get("name")}
+    return Transducer(system, parts.spec, parts.corpus, parts.metrics, folder, torch.device(device), request)
+
+
+def fit(
+    system: str,
+    data: str | os.PathLike | Corpus,
+    out: str | os.PathLike,
+    *,
+    config: Any = None,
+    train: TrainConfig | None = None,
+    device: str = "cpu",
+    resume: bool = False,
+    force: bool = False,
+) -> Transducer:
+    """Train a system, write its run folder ``out`` and open what came out.
+
+    ``data``: a built-in corpus by name, a file or folder by path, or a :class:`transduce.data.Corpus`.
+    ``config``: the system's own config (``systems.find(name).config_type``), its default where left out.
+    ``train``: every training setting, limits included; the system's own ones where left out. ``resume`` goes
+    on with the run in ``out`` (give the same config and settings), ``force`` replaces it.
+
+    Raises :class:`UserError`, one sentence, for what the caller can mend, and KeyboardInterrupt when the
+    training was interrupted; the run can be resumed then.
+    """
+    page = systems.find(system)
+    corpus = data if isinstance(data, Corpus) else load_corpus(os.fspath(data))
+    prepared, built = assemble(page, corpus, config, seed=train.seed if train is not None else 0)
+    settings = train or built.train or TrainConfig()
+    if not resume:
+        prepare_out(Path(out), force=force)
+    built.model.to(device)
+    request = {} if isinstance(data, Corpus) else {"data": _anywhere(os.fspath(data))}
+    result = Trainer(
+        built, prepared, settings, out, device=device, reporter=reporter(), resume=resume, request=request
+    ).run()
+    if result.interrupted:
+        raise KeyboardInterrupt(f"stopped at step {result.steps}; fit(..., resume=True) goes on")
+    return load(out, device=device)
+
+
+def assemble(
+    page: Page, corpus: Corpus, config: Any = None, *, vocabulary: int = 8000, seed: int = 0
+) -> tuple[Prepared, System]:
+    """The data as ids and the page's system built for them, its weights drawn from ``seed``."""
+    if corpus.kind != page.kind:
+        kinds = {"pairs": "pairs of source and target", "text": "plain text"}
+        raise UserError(
+            f"{page.name} trains on {kinds[page.kind]}; {corpus.name} holds {kinds[corpus.kind]}."
+        )
+    prepared = prepare(corpus, vocabulary=vocabulary)
+    torch.manual_seed(seed)
+    return prepared, page.build(prepared.spec, config if config is not None else page.config_type())
+
+
+def train_defaults(page: Page) -> TrainConfig:
+    """The training settings that a page starts from. It is built for a one-letter alphabet, on no memory."""
+    letters = TextField.learn(["a"], "chars")
+    spec = DataSpec(letters if page.kind == "pairs" else None, letters, 8, 8)
+    with torch.device("meta"):
+        return page.build(spec, page.config_type()).train or TrainConfig()
+
+
+def corpus_of(request: Mapping[str, Any]) -> Corpus:
+    """The corpus that a run was asked to train on: ``data`` and, where given, ``data_dir``,
+    ``source_column``, ``target_column``, ``source_units`` and ``target_units``."""
+    if not request.get("data"):
+        raise DataError("The model does not say which data it was trained on; name them.")
+    columns = request.get("source_column"), request.get("target_column")
+    return load_corpus(
+        request["data"],
+        data_dir=request.get("data_dir"),
+        columns=(columns[0] or "source", columns[1] or "target") if any(columns) else None,
+        source_units=request.get("source_units"),
+        target_units=request.get("target_units"),
+    )
+
+
+def _anywhere(data: str) -> str:
+    """A name as it is, a path so that it can be found from any folder."""
+    return str(Path(data).resolve()) if Path(data).exists() else data
 
 
 @dataclass(frozen=True)
@@ -66,6 +161,7 @@ class Transducer:
     metrics: dict[str, Any]
     path: Path
     device: torch.device
+    request: dict[str, Any] = field(default_factory=dict)
 
     @property
     def model(self) -> Model:
@@ -121,52 +217,79 @@ class Transducer:
         if not rows:
             return found
         search = self.searcher(beam, num_best)
-        for batch in batches(encode(blank, self.spec.source, self.spec.target), BATCH_SYMBOLS):
+        encoded = encode(blank, self.spec.source, self.spec.target)
+        for batch in batches(encoded, BATCH_SYMBOLS // max(beam or 1, num_best)):
             hypotheses = search(self.model, replace(batch.to(self.device), target=None))
             for row, best in zip(batch.rows, hypotheses):
                 found[row] = [Prediction(self.spec.target.decode(h.ids), h.score, h) for h in best]
         return found
 
-    def continue_text(self, text: str, *, length: int = 200, temperature: float = 0.8, seed: int = 0) -> str:
-        """A language model's continuation of ``text``: ``length`` symbols at most, sampled from a seeded
-        stream."""
+    def continue_text(
+        self, text: str, *, length: int = 200, temperature: float = 0.8, seed: int = 0
+    ) -> str:
+        """A language model's continuation of ``text``: ``length`` symbols at most, sampled from a seeded stream.
+
+        Where the model learnt from texts that end (lines of a file), it may end earlier; where it learnt from
+        windows of a long text, whose ends mean nothing, it never does.
+        """
         if not self.is_language_model:
             raise DataError("This model turns sources into targets: use predict() instead.")
-        ids = self._checked(self.spec.target, text) if text else []
+        side = self.spec.target
+        if text:
+            check_text(side, text, False, blank=True)
+        ids = side.encode(text)
         session = self.start("")
-        for symbol in ids:
-            session.step_id(symbol)
+        if ids:
+            session.write(ids)
         sample = Sample(temperature, max_length=length, seed=seed)
-        ((best,),) = sample(_Continued(self.model, session), Batch(None, Seq.from_lists([[EOS]])))
-        return self.spec.target.decode(best.ids)
+        goes_on = _Continued(self.model, session, ends=not self.corpus.get("windowed", False))
+        ((best,),) = sample(goes_on, Batch(None, Seq.from_lists([[EOS]])).to(self.device))
+        # Decoded as a whole: what stands between the last given symbol and the first new one depends on both.
+        return side.decode([*ids, *best.ids])[len(side.decode(ids)) :]
 
     def score(self, source: str | None, target: str) -> float:
         """log p(target | source) in nats, the end symbol included."""
         return float(score(self.model, self._batch(source, target).to(self.device))[0])
 
-    def align(self, source: str, target: str) -> Tensor | None:
+    def align(self, source: str, target: str | Prediction) -> Tensor | None:
         """Attention (U,S) of the target's symbols (and its end) to the source's; None for models without
-        attention."""
-        batch = self._batch(source, target).to(self.device)
-        found = align(self.model, batch, [Hypothesis(tuple(batch.target.data[0, :-1].tolist()), 0.0)])
+        attention. A :class:`Prediction` is aligned symbol by symbol as it was decoded."""
+        if isinstance(target, Prediction):
+            read, written = self.spec.source.encode(source), list(target.hypothesis.ids)
+        else:
+            read, written = self._checked(self.spec.source, source), self._checked(self.spec.target, target)
+        batch = Batch(Seq.from_lists([read]), Seq.from_lists([[*written, EOS]])).to(self.device)
+        found = align(self.model, batch, [Hypothesis(tuple(written), 0.0)])
         return found[0] if found else None
 
     def evaluate(
-        self, encoded: Encoded | Sequence[tuple[str, str]], *, beam: int | None = None
+        self, data: str | Encoded | Sequence[tuple[str, str]], *, beam: int | None = None
     ) -> Evaluation:
-        """Error rates (or bits per character) on encoded data or on (source, target) pairs."""
-        if not isinstance(encoded, Encoded):
-            examples = [Example(s, t, (t,)) for s, t in encoded]
+        """Error rates (or bits per character).
+
+        ``data``: "test", "valid" or "train", a part of the data that the model was trained on; encoded data; or
+        (source, target) pairs.
+        """
+        if isinstance(data, str):
+            encoded = self.part(data)
+        elif isinstance(data, Encoded):
+            encoded = data
+        else:
+            examples = [Example(s, t, (t,)) for s, t in data]
             encoded = encode(examples, self.spec.source, self.spec.target)
+        if len(encoded) == 0:
+            raise DataError("There is nothing to evaluate: this part of the data is empty.")
         search = None if self.is_language_model else self.searcher(beam)
         return evaluate(
-            self.model,
-            search,
-            encoded,
-            self.spec,
-            batch_symbols=BATCH_SYMBOLS // (beam or 1),
-            device=self.device,
+            self.model, search, encoded, self.spec, batch_symbols=BATCH_SYMBOLS // (beam or 1), device=self.device
         )
+
+    def part(self, name: str, corpus: Corpus | None = None) -> Encoded:
+        """A part of the data the model was trained on, or of another corpus, under the model's own fields."""
+        if name not in ("train", "valid", "test"):
+            raise DataError(f'Data have the parts train, valid and test, not "{name}".')
+        corpus = corpus_of(self.request) if corpus is None else corpus
+        return getattr(prepare(corpus, self.spec, references="first"), name)
 
     def start(self, text: str = "") -> Session:
         """Begin a target for this source and choose its symbols yourself; see :class:`Session`."""
@@ -197,23 +320,22 @@ class Session:
     def __init__(self, model: Model, target: TextField, state: states.State) -> None:
         self.model, self.target, self.state = model, target, state
         self.ids: list[int] = []
-        self.step_id(BOS)
+        self.write([BOS])
 
     @torch.no_grad()
-    def step_id(self, symbol: int) -> Tensor:
-        """Write one id; returns the log-probabilities (V) of what may follow."""
+    def write(self, ids: Sequence[int]) -> Tensor:
+        """Write ids, one or many at a time; returns the log-probabilities (V) of what may follow."""
         device = next(self.model.parameters()).device
-        dist, self.state = self.model(torch.tensor([[symbol]], device=device), self.state)
+        dist, self.state = self.model(torch.tensor([list(ids)], device=device), self.state)
         self.scores = dist.scores[0, -1]
-        if symbol != BOS:
-            self.ids.append(symbol)
+        self.ids += [i for i in ids if i != BOS]
         return self.scores
 
     def step(self, symbol: str) -> dict[str, float]:
         """Write one symbol; returns log-probabilities by symbol, ``<eos>`` for the end."""
         if symbol not in self.target.symbols:
             raise DataError(f'The target has no symbol "{symbol}".')
-        self.step_id(self.target.symbols.index(symbol))
+        self.write([self.target.symbols.index(symbol)])
         return self.next()
 
     def next(self) -> dict[str, float]:
@@ -234,30 +356,37 @@ class Session:
 class _Continued(Model):
     """A model whose text has begun: the first call answers from the session, later ones step the model."""
 
-    def __init__(self, model: Model, session: Session) -> None:
+    def __init__(self, model: Model, session: Session, ends: bool) -> None:
         super().__init__()
-        self.inner, self.session = model, session
+        self.inner, self.session, self.ends = model, session, ends
 
-    def start(self, batch: Batch, *, capacity: int | None = None, continues: bool = True):
+    def start(self, batch: Batch, *, capacity: int | None = None, continues: bool = True) -> states.State:
         return (self.session.state, self.session.scores[None, None])
 
-    def forward(self, prev: Tensor, state, *, mask: Tensor | None = None):
-        inner, pending = state
-        if pending is not None:
-            return Categorical(pending), (inner, None)
-        dist, inner = self.inner(prev, inner)
-        return dist, (inner, None)
+    def forward(
+        self, prev: Tensor, state: states.State, *, mask: Tensor | None = None
+    ) -> tuple[Categorical, states.State]:
+        inner, scores = state
+        if scores is None:
+            dist, inner = self.inner(prev, inner)
+            scores = dist.scores
+        if not self.ends:
+            scores = scores.clone()
+            scores[..., EOS] = -torch.inf
+        return Categorical(scores), (inner, None)
 
 
-def check_text(text_field: TextField, text: str, allow_unknown: bool) -> None:
-    """Raise :class:`DataError`, one sentence, for a text that the field cannot take."""
-    if not text.strip():
+def check_text(text_field: TextField, text: str, allow_unknown: bool, *, blank: bool = False) -> None:
+    """Raise :class:`DataError`, one sentence, for a text that the field cannot take; ``blank``: white space
+    alone will do."""
+    if not text.strip() and not blank:
         raise DataError("The text is empty; give at least one symbol.")
     if len(text) > LONGEST:
         raise DataError(f"The text has {len(text):,} characters; {LONGEST:,} are allowed, so split it up.")
-    unknown = text_field.unknown(text)
-    if unknown and not allow_unknown:
+    unknown = [] if allow_unknown else text_field.unknown(text)
+    if unknown:
         shown = ", ".join(f'"{u}"' for u in unknown[:5]) + (" and more" if len(unknown) > 5 else "")
         raise DataError(
-            f'"{text[:40]}" holds {shown}, which the model never saw; --allow-unknown reads them as unknown.'
+            f'"{text[:40]}" holds {shown}, which the model never saw; leave that out, or let it be read as an '
+            "unknown symbol (--allow-unknown, or allow_unknown=True)."
         )

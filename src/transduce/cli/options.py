@@ -1,10 +1,11 @@
-"""From dataclasses to flags: documentation of fields, durations, and overrides of a system's own settings."""
+"""From dataclasses to flags: documentation of fields, durations, and what of a dataclass the user set."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
 import inspect
+import math
 import re
 import textwrap
 import typing
@@ -21,11 +22,14 @@ _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
 def seconds(text: str) -> float:
-    """ "90", "90s", "10m", "1.5h" -> seconds."""
+    """ "90", "90s", "10m", "1.5h" -> seconds, above 0."""
     found = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*(s|m|min|h)?\s*", text)
     if found is None:
         raise UserError(f'--max-time takes a time such as 600, 90s, 10m or 2h, not "{text}".')
-    return float(found[1]) * _UNITS[found[2] or ""]
+    value = float(found[1]) * _UNITS[found[2] or ""]
+    if not 0 < value < math.inf:
+        raise UserError(f"--max-time must be above 0, got {text}; 10m is ten minutes.")
+    return value
 
 
 @lru_cache(maxsize=None)
@@ -44,30 +48,34 @@ def field_docs(kind: type) -> dict[str, str]:
     return docs
 
 
-def overrides(kind: type, name: str, skip: Sequence[str] = ()) -> type:
-    """A dataclass like ``kind`` in which every field may be left out (None): what the user changed, and
-    only that."""
-    hints = typing.get_type_hints(kind)
-    docs = field_docs(kind)
-    fields = []
-    for f in dataclasses.fields(kind):
-        if f.name in skip:
-            continue
-        note = docs.get(f.name, "")
-        default = f.default if f.default is not dataclasses.MISSING else None
-        shown = f"{note} (default: {default})" if default is not None else note
-        annotated = Annotated[
-            typing.Optional[hints[f.name]], tyro.conf.arg(help=shown, help_behavior_hint="")
-        ]
-        fields.append((f.name, annotated, dataclasses.field(default=None)))
+def settings_of(defaults: Any, name: str, about: str, skip: Sequence[str] = ()) -> type:
+    """A dataclass with the fields, documentation and values of the dataclass instance ``defaults``, but
+    without its checks: they would report their findings through the parser."""
+    kind = type(defaults)
+    hints, docs = typing.get_type_hints(kind), field_docs(kind)
+    fields = [
+        (
+            f.name,
+            Annotated[hints[f.name], tyro.conf.arg(help=docs.get(f.name, ""))],
+            dataclasses.field(default=getattr(defaults, f.name)),
+        )
+        for f in dataclasses.fields(kind)
+        if f.name not in skip
+    ]
     made = dataclasses.make_dataclass(name, fields, frozen=True)
-    made.__doc__ = f"settings of {kind.__module__}"
+    made.__doc__ = about
     return made
 
 
-def given(options: Any) -> dict[str, Any]:
-    """The fields that the user set."""
-    return {f.name: v for f in dataclasses.fields(options) if (v := getattr(options, f.name)) is not None}
+def given(options: Any, arguments: Sequence[str]) -> dict[str, Any]:
+    """The fields of parsed ``options`` that stand in ``arguments``, their defaults included when written out."""
+    written = {a.split("=", 1)[0].replace("_", "-") for a in arguments if a.startswith("--")}
+    found: dict[str, Any] = {}
+    for f in dataclasses.fields(options):
+        flag = f.name.replace("_", "-")
+        if written & {f"--{flag}", f"--no-{flag}"}:
+            found[f.name] = getattr(options, f.name)
+    return found
 
 
 def parse(kind: type[T], arguments: Sequence[str], command: str, description: str = "") -> T:
@@ -77,11 +85,15 @@ def parse(kind: type[T], arguments: Sequence[str], command: str, description: st
         args=list(arguments),
         prog=f"transduce {command}",
         description=description or None,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff),
     )
 
 
 def replaced(value: T, changes: Mapping[str, Any]) -> T:
-    """``dataclasses.replace`` that takes only what the class has."""
+    """``dataclasses.replace`` that takes only what the class has, and lists (from JSON) as tuples."""
     known = {f.name for f in dataclasses.fields(value)}
-    return dataclasses.replace(value, **{k: v for k, v in changes.items() if k in known})
+    return dataclasses.replace(value, **{k: _tuples(v) for k, v in changes.items() if k in known})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value

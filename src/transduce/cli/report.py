@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from transduce.data import Encoded, Prepared, bootstrap
 from transduce.train import Evaluation, RunFolder, TrainResult, bundle
 from transduce.train.check import machine
 from transduce.train.plots import attention_map
+from transduce.train.storage import replace_file, to_json, writing
 
 PICTURES = 3
+DRAWN_LENGTH = 9
+"""Sources of about so many symbols make attention maps that can be read at a glance."""
 
 
 def finish(out: Path, prepared: Prepared, result: TrainResult, device: Any) -> None:
@@ -21,54 +25,80 @@ def finish(out: Path, prepared: Prepared, result: TrainResult, device: Any) -> N
     folder = RunFolder(out)
     model = load(out, device=str(device))
     print(f"trained {result.steps:,} steps in {result.seconds / 60:.1f} minutes ({result.stopped_because})")
-    figures: dict[str, Any] = {}
-    for label, beam in (("greedy", None), ("beam 5", 5)):
-        if beam is not None and prepared.kind != "pairs":
-            continue
-        found = model.evaluate(prepared.test, beam=beam)
-        figures["test" if beam is None else f"test_beam_{beam}"] = found.numbers()
-        print(f"test {label}: {describe(found, prepared.sequence_name, prepared.symbol_name)}")
-    bundle.add_metrics(folder.bundle, figures)
-    drawn = draw_attention(model, prepared.test, folder) if prepared.kind == "pairs" else []
+    _measure_test(model, prepared, folder)
     print(f"bundle: {folder.bundle}   curve: {folder.curve}")
-    print(
-        f"attention: {', '.join(map(str, drawn))}" if drawn else "attention: this model attends to no source"
-    )
+    held_out = prepared.test if len(prepared.test) else prepared.valid
     if prepared.kind == "pairs":
-        example = prepared.test.examples[0].source
-        print(f"next:\n  transduce predict {out} {quoted(example)}\n  transduce eval {out} --beam 5")
+        drawn = draw_attention(model, held_out, folder)
+        print(
+            f"attention: {', '.join(map(str, drawn))}"
+            if drawn
+            else "attention: no picture, since this model attends to no source"
+        )
+        example = held_out.examples[0].source
+        after = [["predict", str(out), example], ["eval", str(out), "--beam", "5"]]
     else:
-        print(f'next:\n  transduce predict {out} "{prepared.test.examples[0].target[:12].strip()}"')
+        after = [["predict", str(out), held_out.examples[0].target[:12].strip() or "."]]
+    print("next:", *(f"  transduce {shlex.join(words)}" for words in after), sep="\n")
 
 
-def quoted(text: str) -> str:
-    return f'"{text}"' if " " in text or "'" in text else text
+def _measure_test(model: Transducer, prepared: Prepared, folder: RunFolder) -> None:
+    """Print the figures on the test part, greedy and with a beam, and put them into the bundle."""
+    if len(prepared.test) == 0:
+        print("test: the data have no test part")
+        return
+    figures: dict[str, Any] = {}
+    searches = (("", None), ("beam 5", 5)) if prepared.kind == "pairs" else (("", None),)
+    for name, beam in searches:
+        found = model.evaluate(prepared.test, beam=beam)
+        figures[label("test", beam)] = found.numbers()
+        shown = name or ("greedy" if prepared.kind == "pairs" else "")
+        where = f"test {shown}".strip()
+        print(f"{where}: {describe(found, prepared.sequence_name, prepared.symbol_name)}", flush=True)
+    bundle.add_metrics(folder.bundle, figures)
+
+
+def label(split: str, beam: int | None) -> str:
+    """The name of a group of figures: "test", "test_beam_5"."""
+    return split if beam is None else f"{split}_beam_{beam}"
 
 
 def describe(found: Evaluation, sequence_name: str, symbol_name: str) -> str:
     """The figures of an evaluation with their 95 % bootstrap intervals over rows."""
     if found.rates is None:
         return f"{found.bits_per_character:.3f} bits per character ({found.rows:,} rows)"
-    rates = found.rates
-    word = bootstrap(rates.wrong)
-    symbol = bootstrap(rates.edits, rates.lengths)
+    rates, between = found.rates, intervals(found)
     return (
-        f"{sequence_name} {percent(rates.sequence)} [{percent(word[0])} to {percent(word[1])}], "
-        f"{symbol_name} {percent(rates.symbol)} [{percent(symbol[0])} to {percent(symbol[1])}] ({found.rows:,} rows)"
+        f"{sequence_name} {percent(rates.sequence)} [{' to '.join(map(percent, between['sequence_error_95']))}], "
+        f"{symbol_name} {percent(rates.symbol)} [{' to '.join(map(percent, between['symbol_error_95']))}] "
+        f"({found.rows:,} rows)"
     )
 
 
-def add_record(path: Path, model: Transducer, label: str, found: Evaluation) -> None:
+def intervals(found: Evaluation) -> dict[str, list[float]]:
+    """95 % bootstrap intervals of the error rates; none for texts."""
+    if found.rates is None:
+        return {}
+    return {
+        "sequence_error_95": list(bootstrap(found.rates.wrong)),
+        "symbol_error_95": list(bootstrap(found.rates.edits, found.rates.lengths)),
+    }
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write a file of figures atomically."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, to_json(record))
+
+
+def add_record(path: Path, model: Transducer, name: str, found: Evaluation) -> None:
     """Add one evaluation to a JSON file of measured results: figures, intervals, training, machine."""
     try:
         record = json.loads(path.read_text()) if path.exists() else {}
     except ValueError:
         raise UserError(f"{path} is no JSON file of results; name another one.") from None
     described = json.loads((model.path / "bundle.json").read_text())
-    figures: dict[str, Any] = dict(found.numbers())
-    if found.rates is not None:
-        figures["sequence_error_95"] = list(bootstrap(found.rates.wrong))
-        figures["symbol_error_95"] = list(bootstrap(found.rates.edits, found.rates.lengths))
     record.update(
         system=model.system.name,
         config=described["config"],
@@ -78,9 +108,8 @@ def add_record(path: Path, model: Transducer, label: str, found: Evaluation) -> 
         versions=described["versions"],
         machine=machine(),
     )
-    record.setdefault("measured", {})[label] = figures
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    record.setdefault("measured", {})[name] = {**found.numbers(), **intervals(found)}
+    write_json(path, record)
 
 
 def percent(share: float) -> str:
@@ -90,16 +119,15 @@ def percent(share: float) -> str:
 def draw_attention(model: Transducer, part: Encoded, folder: RunFolder) -> list[Path]:
     """Attention maps of the model's own answers to a few sources of middling length."""
     lengths = [len(s) for s in part.sources]
-    order = sorted(range(len(lengths)), key=lambda i: (abs(lengths[i] - 9), i))[:PICTURES]
+    order = sorted(range(len(lengths)), key=lambda i: (abs(lengths[i] - DRAWN_LENGTH), i))[:PICTURES]
     drawn: list[Path] = []
     for number, row in enumerate(order, 1):
         source = part.examples[row].source
         ((best, *_),) = model.predictions([source], allow_unknown=True)
-        target = model.spec.target.decode(best.hypothesis.ids)
-        weights = model.align(source, target) if target else None
+        weights = model.align(source, best)
         if weights is None:
             return drawn
-        read = model.spec.source.pieces(model.spec.source.encode(source))
+        read = model.spec.source.pieces(part.sources[row])
         written = [*model.spec.target.pieces(best.hypothesis.ids), "end"]
         drawn.append(attention_map(weights, read, written, folder.attention(number)))
     return drawn

@@ -30,7 +30,8 @@ class Corpus:
     """Text before it is split into symbols.
 
     ``kind``: "pairs" or "text". ``sequence_name`` and ``symbol_name`` are what errors are called ("word
-    error", "phoneme error").
+    error", "phoneme error"). ``windowed``: the texts are windows cut out of a longer one, so where they end
+    means nothing.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Corpus:
     symbol_name: str = "symbol error"
     licence: str = ""
     origin: str = ""
+    windowed: bool = False
 
 
 class Ragged:
@@ -116,6 +118,7 @@ class Prepared:
     symbol_name: str = "symbol error"
     licence: str = ""
     origin: str = ""
+    windowed: bool = False
 
 
 def prepare(
@@ -156,6 +159,7 @@ def prepare(
         corpus.symbol_name,
         corpus.licence,
         corpus.origin,
+        corpus.windowed,
     )
 
 

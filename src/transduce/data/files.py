@@ -7,7 +7,7 @@ import io
 import json
 import os
 from pathlib import Path
-from typing import Iterable, Iterator
+from typing import Iterable, Iterator, Sequence
 
 from transduce.core.errors import DataError, nearest
 
@@ -17,6 +17,9 @@ from .split import split
 FORMATS = (".tsv", ".csv", ".jsonl", ".txt")
 LONGEST = 10_000
 """Longest text of a row, in characters; longer rows are a mistake in the file far more often than data."""
+
+WINDOW = 256
+"""Characters of a window of running text."""
 
 Columns = tuple[str, str]
 
@@ -94,7 +97,7 @@ def _read_text(path: Path, text: str) -> list[Example]:
     lines = [line for line in text.splitlines() if line.strip()]
     long = next((i for i, line in enumerate(lines) if len(line) > LONGEST), None)
     if long is not None:
-        return windows(text, 256)
+        return windows(text, WINDOW)
     return [Example(None, line, (line,)) for line in lines]
 
 
@@ -102,6 +105,12 @@ def windows(text: str, size: int) -> list[Example]:
     """Text cut into consecutive windows of ``size`` characters."""
     cuts = (text[i : i + size] for i in range(0, len(text), size))
     return [Example(None, cut, (cut,)) for cut in cuts]
+
+
+def are_windows(examples: Sequence[Example]) -> bool:
+    """True for texts as :func:`windows` cuts them: all of one length, but for the last of each of three files."""
+    odd = sum(len(e.target) != WINDOW for e in examples)
+    return odd <= 3 and odd < len(examples)
 
 
 def _read_table(path: Path, text: str, columns: Columns | None) -> Iterator[tuple[int, str, str]]:

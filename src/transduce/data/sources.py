@@ -8,7 +8,7 @@ from pathlib import Path
 
 from . import corpora
 from .batching import Corpus
-from .files import Columns, is_path, read_parts
+from .files import Columns, are_windows, is_path, read_parts
 
 
 def load_corpus(
@@ -40,6 +40,7 @@ def load_corpus(
             "symbol error",
             licence="the user's own",
             origin=path.name,
+            windowed=kind == "text" and are_windows([e for part in parts.values() for e in part]),
         )
     else:
         corpus = corpora.load(name_or_path, data_dir)

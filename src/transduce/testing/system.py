@@ -27,7 +27,7 @@ def tiny_data(kind: str) -> Prepared:
     return prepare(Corpus("tiny", kind, examples, examples, examples, "chars", "chars"))
 
 
-def check_system(page: Page, *, steps: int = 120, learning_rate: float = 3e-3, config: Any = None) -> System:
+def check_system(page: Page, *, steps: int = 100, learning_rate: float = 3e-3, config: Any = None) -> System:
     """Check a page on :func:`tiny_data` and return the trained system.
 
     The config round-trips through JSON's types, the model obeys the decoder laws, ``steps`` steps of Adam
@@ -55,6 +55,7 @@ def check_system(page: Page, *, steps: int = 120, learning_rate: float = 3e-3, c
 
 def _overfit(system: System, batch: Batch, steps: int, learning_rate: float) -> None:
     optimiser = torch.optim.Adam(system.model.parameters(), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps, pct_start=0.2)
     system.model.train()
     for step in range(steps):
         loss = system.objective(system.model, batch, step=step, generator=torch.Generator().manual_seed(step))
@@ -62,6 +63,7 @@ def _overfit(system: System, batch: Batch, steps: int, learning_rate: float) -> 
         loss.total.backward()
         torch.nn.utils.clip_grad_norm_(system.model.parameters(), 1.0)
         optimiser.step()
+        schedule.step()
     system.model.eval()
     with torch.no_grad():
         nll = float(system.objective(system.model, batch, step=steps).parts["nll"])

@@ -86,6 +86,7 @@ def corpus_record(data: Prepared) -> dict[str, Any]:
         "origin": data.origin,
         "sequence_name": data.sequence_name,
         "symbol_name": data.symbol_name,
+        **({"windowed": True} if data.windowed else {}),
         **sizes,
     }
 

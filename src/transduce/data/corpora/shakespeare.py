@@ -26,4 +26,5 @@ def load(data_dir: str | os.PathLike | None = None, *, window: int = 256) -> Cor
         "chars",
         licence="public domain",
         origin="Tiny Shakespeare, collected for char-rnn",
+        windowed=True,
     )

@@ -1,0 +1,54 @@
+"""Which data a command works on: the flags, and how a run remembers them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Mapping
+
+if TYPE_CHECKING:
+    from transduce.data import Corpus
+
+Units = Literal["chars", "words", "bytes", "bpe"]
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    data: str | None = None
+    """A built-in corpus by name, or a .tsv, .csv, .jsonl or .txt file, or a folder with train, valid and
+    test files."""
+    data_dir: Path | None = None
+    """Folder with data files that are not fetched (also: TRANSDUCE_DATA)."""
+    source_column: str | None = None
+    """Name of the source column of your file (source where left out)."""
+    target_column: str | None = None
+    """Name of the target column of your file (target where left out)."""
+    source_units: Units | None = None
+    """How sources are split into symbols; files are split into chars."""
+    target_units: Units | None = None
+    """How targets are split into symbols; files are split into chars."""
+    vocabulary: int = 8000
+    """Most symbols that a side may learn."""
+
+    def to_json(self) -> dict[str, Any]:
+        """What is needed to find the same data again, from any folder."""
+        path = Path(self.data or "")
+        return {
+            **dataclasses.asdict(self),
+            "data": str(path.resolve()) if self.data and path.exists() else self.data,
+            "data_dir": None if self.data_dir is None else str(self.data_dir.resolve()),
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> DataOptions:
+        known = {f.name for f in dataclasses.fields(cls)}
+        kept = {k: v for k, v in stored.items() if k in known and v is not None}
+        if "data_dir" in kept:
+            kept["data_dir"] = Path(kept["data_dir"])
+        return cls(**kept)
+
+    def load(self) -> Corpus:
+        from transduce.api import corpus_of
+
+        return corpus_of(dataclasses.asdict(self))
