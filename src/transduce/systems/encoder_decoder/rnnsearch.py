@@ -108,7 +108,7 @@ def rnnsearch(data: DataSpec, c: Config = Config()) -> System:
         objective=Likelihood(c.label_smoothing),
         search=Greedy(max_length=length),
         search_wide=Beam(width=c.beam, max_length=length, length=LengthPenalty(1.0)),
-        train=TrainConfig(learning_rate=3e-3, ema=0.998, warmup=0.2, batch_symbols=2048),
+        train=TrainConfig(learning_rate=3e-3, ema=0.998, warmup=0.2, batch_symbols=1536),
         config=c,
         expect=(
             Claim(
