@@ -203,7 +203,7 @@ def test_unknown_settings_are_named(pairs, tmp_path, capsys):
         (["--device", "cuda"], "no CUDA device"),
         (["--device", "abacus"], "no device"),
         (["--source-column", "en"], 'no column "en"'),
-        (["--coverage", "True", "--score", "general"], "coverage"),
+        (["--coverage", "--score", "general"], "coverage"),
         (["--resume", "--force"], "not both"),
         (["--resume"], "no run to resume"),
     ],

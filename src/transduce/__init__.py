@@ -8,8 +8,8 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":
-        from transduce.api import load
+    if name in ("fit", "load"):  # on first use: importing the package stays fast
+        from transduce import api
 
-        return load
+        return getattr(api, name)
     raise AttributeError(f"module 'transduce' has no attribute {name!r}")

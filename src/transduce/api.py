@@ -224,9 +224,7 @@ class Transducer:
                 found[row] = [Prediction(self.spec.target.decode(h.ids), h.score, h) for h in best]
         return found
 
-    def continue_text(
-        self, text: str, *, length: int = 200, temperature: float = 0.8, seed: int = 0
-    ) -> str:
+    def continue_text(self, text: str, *, length: int = 200, temperature: float = 0.8, seed: int = 0) -> str:
         """A language model's continuation of ``text``: ``length`` symbols at most, sampled from a seeded stream.
 
         Where the model learnt from texts that end (lines of a file), it may end earlier; where it learnt from
@@ -281,7 +279,12 @@ class Transducer:
             raise DataError("There is nothing to evaluate: this part of the data is empty.")
         search = None if self.is_language_model else self.searcher(beam)
         return evaluate(
-            self.model, search, encoded, self.spec, batch_symbols=BATCH_SYMBOLS // (beam or 1), device=self.device
+            self.model,
+            search,
+            encoded,
+            self.spec,
+            batch_symbols=BATCH_SYMBOLS // (beam or 1),
+            device=self.device,
         )
 
     def part(self, name: str, corpus: Corpus | None = None) -> Encoded:

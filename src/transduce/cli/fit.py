@@ -21,7 +21,6 @@ from .machine import set_up
 from .options import given, parse, replaced, seconds, settings_of
 
 
-
 @dataclass(frozen=True)
 class RunOptions:
     out: Path

@@ -6,15 +6,19 @@ import importlib
 import json
 import os
 import sys
+import textwrap
+import traceback
+import typing
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, Sequence
+from typing import Any, Callable, Literal, Sequence
 
 import tyro
 
 from transduce import systems
-from transduce.core.errors import UserError
+from transduce.core.errors import UserError, nearest
 
+from .machine import set_up
 from .options import field_docs, parse
 
 
@@ -42,10 +46,12 @@ def systems_command(arguments: Sequence[str]) -> int:
 
 
 def _state(folder: Path, name: str, has_check: bool) -> str:
+    """What the record of a system's full check says."""
     try:
         record = json.loads((folder / f"{name}.json").read_text())
-        return "passed" if record["passed"] else "missed"
-    except (OSError, ValueError, KeyError):
+        judged = [m["holds"] for m in record["measured"] if m["holds"] is not None]
+        return f"{sum(judged)} of {len(judged)} claims hold"
+    except (OSError, ValueError, KeyError, TypeError):
         return "not run here" if has_check else "-"
 
 
@@ -57,15 +63,32 @@ class Show:
 
 def show_command(arguments: Sequence[str]) -> int:
     page = systems.find(parse(Show, arguments, "show", "Describe one system.").system)
+    from transduce.api import train_defaults
+    from transduce.train import TrainConfig
+
     module = importlib.import_module(page.build.__module__)
     print(f"{page.name}: {page.title}\n{page.paper}\n\n{(module.__doc__ or '').strip()}\n\nsettings:")
-    docs = field_docs(page.config_type)
-    for f in fields(page.config_type):
-        print(f"  --{f.name.replace('_', '-')} {f.default}\n      {docs.get(f.name, '')}")
-    print(
-        f"\ntry:\n  transduce fit {page.name} --data {'cmudict' if page.kind == 'pairs' else 'shakespeare'} --out runs/{page.name}"
-    )
+    _print_settings(page.config_type(), {f.name for f in fields(page.config_type)})
+    own, usual = train_defaults(page), TrainConfig()
+    changed = {f.name for f in fields(own) if getattr(own, f.name) != getattr(usual, f.name)}
+    print(f"\ntraining (`transduce fit {page.name} --help` lists the rest):")
+    _print_settings(own, changed)
+    corpus = "cmudict" if page.kind == "pairs" else "shakespeare"
+    print(f"\ntry:\n  transduce fit {page.name} --data {corpus} --out runs/{page.name}")
     return 0
+
+
+def _print_settings(defaults: Any, names: set[str]) -> None:
+    """Flag, default, choices and documentation of some fields of a dataclass instance."""
+    hints, docs = typing.get_type_hints(type(defaults)), field_docs(type(defaults))
+    for f in fields(defaults):
+        if f.name in names:
+            options = typing.get_args(hints[f.name]) if typing.get_origin(hints[f.name]) is Literal else ()
+            choices = f"  ({', '.join(map(str, options))})" if options else ""
+            print(f"  --{f.name.replace('_', '-')} {getattr(defaults, f.name)}{choices}")
+            print(
+                textwrap.fill(docs.get(f.name, ""), 100, initial_indent="      ", subsequent_indent="      ")
+            )
 
 
 @dataclass(frozen=True)
@@ -75,7 +98,7 @@ class Reproduce:
     out: Path = Path("results")
     """Folder for the record and its figures."""
     quick: bool = False
-    """A smoke run in seconds; its figures mean nothing."""
+    """A smoke run in seconds; its figures mean nothing and go to the folder quick inside --out."""
     seeds: tuple[int, ...] = (0, 1)
     """Seeds of the trainings."""
 
@@ -87,15 +110,14 @@ def reproduce_command(arguments: Sequence[str]) -> int:
         raise UserError(
             f"{page.name} has no full check of its own; its figures come from `transduce fit` (see results)."
         )
-    from transduce.core.heap import keep_large_blocks
+    set_up()
     from transduce.train.check import Check
 
-    keep_large_blocks()
-    check = Check(
-        page.name, options.out, options.quick, options.seeds[:1] if options.quick else options.seeds
-    )
+    # A smoke run must not take the place of a measured result.
+    folder = options.out / "quick" if options.quick else options.out
+    check = Check(page.name, folder, options.quick, options.seeds[:1] if options.quick else options.seeds)
     page.reproduce(check)
-    print(f"written: {check.write()}" + "".join(f", {options.out / f}" for f in check.figures))
+    print(f"written: {check.write()}" + "".join(f", {folder / f}" for f in check.figures))
     print("all claims hold" if check.passed else "a claim was missed")
     return 0 if check.passed or options.quick else 1
 
@@ -115,31 +137,51 @@ def laws_command(arguments: Sequence[str]) -> int:
     if options.dim < 1:
         raise UserError(f"--dim must be at least 1, got {options.dim}.")
     factory = _factory(options.layer)
+    set_up()
     import torch
 
     from transduce.testing import mixer_laws, render_laws
 
-    try:
-        factory(options.dim)
-    except Exception as problem:
-        raise UserError(
-            f"{options.layer}({options.dim}) fails: {type(problem).__name__}: {problem}"
-        ) from None
+    _try_out(factory, options)
     results = mixer_laws(factory, options.dim, dtype=getattr(torch, options.dtype))
     print(render_laws(options.layer, results))
     return 0 if all(r.passed for r in results) else 1
 
 
-def _factory(name: str):
+def _try_out(factory: Callable[[int], Any], options: Laws) -> None:
+    """Make the layer once; what goes wrong here belongs to the user's module."""
+    try:
+        made = factory(options.dim)
+    except Exception as problem:
+        raise UserError(f"{options.layer} cannot be made with dim {options.dim}: {_said(problem)}.") from None
+    missing = [name for name in ("init_state", "forward", "state_dict") if not hasattr(made, name)]
+    if missing:
+        raise UserError(
+            f"{options.layer} makes a {type(made).__name__}, not a mixer: it has no {missing[0]}; "
+            "see transduce.core.protocols.Mixer."
+        )
+
+
+def _factory(name: str) -> Callable[[int], Any]:
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise UserError(f'Name the layer as module:Factory, for example transduce.nn:MinGRU, not "{name}".')
-    sys.path.insert(0, os.getcwd())
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # the user's own module, as `python -m` finds it
     try:
         module = importlib.import_module(module_name)
-    except ImportError as problem:
-        raise UserError(f"The module {module_name} cannot be imported: {problem}.") from None
+    except Exception as problem:  # the module is the user's, so anything may be raised
+        raise UserError(f"The module {module_name} cannot be imported: {_said(problem)}.") from None
     factory = getattr(module, attribute, None)
     if not callable(factory):
-        raise UserError(f"The module {module_name} has no callable {attribute}.")
+        raise UserError(
+            f"The module {module_name} has no callable {attribute}.{nearest(attribute, vars(module))}"
+        )
     return factory
+
+
+def _said(problem: Exception) -> str:
+    """What an exception of the user's code says, and where, on one line."""
+    where = traceback.extract_tb(problem.__traceback__)[-1]
+    said = " ".join(str(problem).split()).rstrip(".") or "no message"
+    return f"{type(problem).__name__}: {said} ({Path(where.filename).name}, line {where.lineno})"

@@ -6,6 +6,7 @@ import errno
 import importlib
 import os
 import sys
+import traceback
 from typing import Sequence
 
 from transduce.core.errors import UserError, nearest
@@ -23,6 +24,21 @@ COMMANDS = {
     ),
     "laws": ("transduce.cli.info", "laws_command", "tell which law of the state protocol a layer breaks"),
 }
+
+REFUSALS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+)
+"""What the operating system answers where the user has to do something."""
+
+NO_MEMORY = "There is not enough memory; try a smaller --batch-symbols, a smaller beam or a smaller model."
 
 EXAMPLES = """  transduce fit rnnsearch --data cmudict --out runs/g2p
   transduce predict runs/g2p transducer loom
@@ -50,10 +66,39 @@ def help_text() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 for a missed claim or a broken law, 2 for the user's
-    mistake, 130 for Ctrl-C."""
+    """Run one command; returns the exit code: 0, 1 for a missed claim, a broken law or a bug of ours, 2 for the
+    user's mistake, 130 for Ctrl-C, 141 when the reader of a pipe has gone."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()  # here, so that a reader who has gone is noticed here
+        return code
+    except UserError as problem:
+        return _fail(str(problem))
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The interpreter flushes once more at its end; that must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except MemoryError:
+        return _fail(NO_MEMORY)
+    except OSError as problem:
+        if problem.errno not in REFUSALS:
+            return _bug()
+        return _fail(f"{problem.filename or 'A file'} cannot be used: {problem.strerror}.")
+    except Exception as problem:
+        # torch reports a lack of memory as a RuntimeError; its class for that is not imported here.
+        if any(words in str(problem) for words in ("can't allocate memory", "out of memory")):
+            return _fail(NO_MEMORY)
+        return _bug()
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
+        if len(arguments) > 1 and arguments[0] == "help":
+            return _dispatch(arguments[1], ["--help"])
         print(help_text())
         return 0
     if arguments[0] == "--version":
@@ -61,29 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"transduce {__version__}")
         return 0
-    try:
-        return _dispatch(arguments[0], arguments[1:])
-    except UserError as problem:
-        return _fail(str(problem))
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except MemoryError:
-        return _fail("There is not enough memory; try a smaller --batch-symbols or a smaller model.")
-    except OSError as problem:
-        if problem.errno not in (
-            errno.ENOSPC,
-            errno.EROFS,
-            errno.EACCES,
-            errno.EDQUOT,
-            errno.ENOENT,
-            errno.ENOTDIR,
-        ):
-            raise
-        return _fail(f"{problem.filename or 'A file'} cannot be used: {problem.strerror}.")
+    return _dispatch(arguments[0], arguments[1:])
 
 
 def _dispatch(name: str, arguments: list[str]) -> int:
@@ -101,6 +124,16 @@ def _dispatch(name: str, arguments: list[str]) -> int:
 def _fail(sentence: str) -> int:
     print(f"transduce: {sentence}", file=sys.stderr)
     return 2
+
+
+def _bug() -> int:
+    traceback.print_exc()
+    print(
+        "transduce: This is a mistake in transduce, not yours; please report it in the project's issue tracker, "
+        "with the command and the lines above.",
+        file=sys.stderr,
+    )
+    return 1
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import re
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Sequence
 
@@ -12,11 +13,15 @@ import tyro
 
 from transduce.core.errors import DataError, UserError
 
-from .fit import DataOptions, device_named
-from .options import parse
+from .data import DataOptions
+from .machine import set_up
+from .options import given, parse
 
 if TYPE_CHECKING:
     from transduce.api import Transducer
+
+FOR_PAIRS = ("beam", "num_best", "scores", "allow_unknown")
+FOR_TEXTS = ("length", "temperature", "seed")
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Predict:
     num_best: int = 1
     """Answers to each text."""
     scores: bool = False
-    """Print each answer's score behind it."""
+    """Print each answer's score behind it: its log-probability, divided by its length under a beam."""
     allow_unknown: bool = False
     """Read symbols that the model never saw as unknown instead of refusing them."""
     length: int = 200
@@ -46,7 +51,7 @@ class Predict:
 
 
 def predict_command(arguments: Sequence[str]) -> int:
-    options = parse(Predict, arguments, "predict", "Ask a trained model.")
+    options = parse(tyro.conf.FlagCreatePairsOff[Predict], arguments, "predict", "Ask a trained model.")
     for name, value in (
         ("--beam", options.beam),
         ("--num-best", options.num_best),
@@ -56,19 +61,21 @@ def predict_command(arguments: Sequence[str]) -> int:
             raise UserError(f"{name} must be at least 1, got {value}.")
     if not options.temperature > 0:
         raise UserError(f"--temperature must be above 0, got {options.temperature}.")
-    device_named(options.device)
+    set_up(options.device)
     from transduce.api import load
 
     model = load(options.run, device=options.device)
+    for name in given(options, arguments):
+        if name in (FOR_PAIRS if model.is_language_model else FOR_TEXTS):
+            kind = "a language model" if model.is_language_model else "a model from source to target"
+            raise UserError(f"--{name.replace('_', '-')} has no meaning for {kind}; leave it out.")
     texts = _texts(options)
     if model.is_language_model:
         for text in texts:
-            print(
-                text
-                + model.continue_text(
-                    text, length=options.length, temperature=options.temperature, seed=options.seed
-                )
+            written = model.continue_text(
+                text, length=options.length, temperature=options.temperature, seed=options.seed
             )
+            print(text + written)
         return 0
     found = model.predictions(
         texts, beam=options.beam, num_best=options.num_best, allow_unknown=options.allow_unknown
@@ -85,11 +92,13 @@ def _texts(options: Predict) -> list[str]:
     if options.texts:
         return list(options.texts)
     try:
+        if options.file is None and sys.stdin.isatty():
+            print("one text a line, Ctrl-D ends:", file=sys.stderr)
         raw = options.file.read_bytes() if options.file is not None else sys.stdin.buffer.read()
     except OSError as problem:
         raise DataError(f"{options.file} cannot be read: {problem.strerror}.") from None
     try:
-        lines = raw.decode("utf-8").splitlines()
+        lines = raw.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as problem:
         line = raw.count(b"\n", 0, problem.start) + 1
         raise DataError(f"The input is not UTF-8 (line {line}); save it as UTF-8.") from None
@@ -125,50 +134,39 @@ def eval_command(arguments: Sequence[str]) -> int:
     options = parse(Evaluate, arguments, "eval", "Measure a trained model.")
     if options.beam is not None and options.beam < 1:
         raise UserError(f"--beam must be at least 1, got {options.beam}.")
-    device_named(options.device)
+    set_up(options.device)
     from transduce.api import load
-    from transduce.data import load_corpus, prepare
     from transduce.train import bundle
 
-    from .report import add_record, describe
+    from .report import add_record, describe, intervals, label, write_json
 
     model = load(options.run, device=options.device)
     if model.is_language_model and options.beam is not None:
         raise UserError("A language model is measured in bits per character; leave --beam out.")
-    where = _data_of(options, model)
-    corpus = load_corpus(
-        where.data,
-        data_dir=where.data_dir,
-        columns=where.columns,
-        source_units=where.source_units,
-        target_units=where.target_units,
-    )
-    part = getattr(prepare(corpus, model.spec, references="first"), options.split)
+    corpus = _data_of(options, model).load()
+    part = model.part(options.split, corpus)
     if len(part) == 0:
         raise DataError(f"{corpus.name} has no {options.split} examples.")
     found = model.evaluate(part, beam=options.beam)
     how = "" if model.is_language_model else (f", beam {options.beam}" if options.beam else ", greedy")
     print(f"{corpus.name} {options.split}{how}: {describe(found, corpus.sequence_name, corpus.symbol_name)}")
-    label = options.split + (f"_beam_{options.beam}" if options.beam else "")
+    name = label(options.split, options.beam)
     if corpus.name == model.corpus.get("name"):
-        bundle.add_metrics(model.path, {label: found.numbers()})
-    record = {"corpus": corpus.name, "split": options.split, "beam": options.beam, **found.numbers()}
+        bundle.add_metrics(model.path, {name: found.numbers()})
+    else:
+        name = f"{re.sub(r'[^A-Za-z0-9.-]', '_', corpus.name)}-{name}"
+    record = {"corpus": corpus.name, "split": options.split, "beam": options.beam}
     if (options.run / "bundle").is_dir():
-        (options.run / f"eval-{label}.json").write_text(json.dumps(record, indent=1) + "\n")
+        write_json(options.run / f"eval-{name}.json", {**record, **found.numbers(), **intervals(found)})
     if options.record is not None:
-        add_record(options.record, model, label, found)
+        add_record(options.record, model, name, found)
     return 0
 
 
 def _data_of(options: Evaluate, model: Transducer) -> DataOptions:
     """The data that were asked for, else those of the run, else the corpus that the bundle names."""
+    named = DataOptions(options.data, options.data_dir, options.source_column, options.target_column)
     if options.data is not None:
-        return DataOptions(options.data, options.data_dir, options.source_column, options.target_column)
-    from transduce.train import RunFolder
-
-    request = RunFolder(options.run).read_config().get("request") if (options.run / "config.json").is_file() else None
-    if not request:
-        return DataOptions(model.corpus.get("name", ""), options.data_dir)
-    known = {f.name: request.get(f.name) for f in fields(DataOptions)}
-    data_dir = options.data_dir or (Path(known["data_dir"]) if known["data_dir"] else None)
-    return DataOptions(**{**known, "data_dir": data_dir})
+        return named
+    changes = {k: v for k, v in dataclasses.asdict(named).items() if v is not None and k != "vocabulary"}
+    return dataclasses.replace(DataOptions.from_json(model.request), **changes)
