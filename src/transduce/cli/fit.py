@@ -62,7 +62,7 @@ def _options(page: Page, exact: bool) -> type:
 
     train = train_defaults(page) if exact else TrainConfig()
     parts = [
-        ("data", DataOptions),
+        ("data", settings_of(DataOptions(), "Data", "What to train on.")),
         ("run", tyro.conf.FlagCreatePairsOff[RunOptions]),
         ("model", settings_of(page.config_type(), "Model", f"The architecture of {page.name}.")),
         ("training", settings_of(train, "Training", f"Defaults are those of {page.name}.", ("max_time",))),
@@ -78,7 +78,7 @@ class _Job:
         self.page, self.run_options = page, options.run
         self.budget = seconds(options.run.max_time)
         self.device = set_up(options.run.device)
-        self.data = options.data
+        self.data = DataOptions(**dataclasses.asdict(options.data))
         self.model, self.train = given(options.model, arguments), given(options.training, arguments)
         if options.run.resume:
             self._take_over(given(options.data, arguments), "max_time" in given(options.run, arguments))

@@ -56,7 +56,7 @@ def settings_of(defaults: Any, name: str, about: str, skip: Sequence[str] = ()) 
     fields = [
         (
             f.name,
-            Annotated[hints[f.name], tyro.conf.arg(help=docs.get(f.name, ""))],
+            Annotated[hints[f.name], _shown(hints[f.name], getattr(defaults, f.name), docs.get(f.name, ""))],
             dataclasses.field(default=getattr(defaults, f.name)),
         )
         for f in dataclasses.fields(kind)
@@ -65,6 +65,19 @@ def settings_of(defaults: Any, name: str, about: str, skip: Sequence[str] = ()) 
     made = dataclasses.make_dataclass(name, fields, frozen=True)
     made.__doc__ = about
     return made
+
+
+def _shown(hint: Any, default: Any, note: str) -> Any:
+    """How a flag stands in the help. What is simply left out by default needs no talk of None."""
+    members = [m for m in typing.get_args(hint) if m is not type(None)]
+    if default is not None or len(members) != 1:
+        return tyro.conf.arg(help=note)
+    (kind,) = members
+    choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+    metavar = (
+        "{" + ",".join(map(str, choices)) + "}" if choices else getattr(kind, "__name__", "VALUE").upper()
+    )
+    return tyro.conf.arg(help=note, metavar=metavar, help_behavior_hint="")
 
 
 def given(options: Any, arguments: Sequence[str]) -> dict[str, Any]:

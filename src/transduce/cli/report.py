@@ -27,19 +27,30 @@ def finish(out: Path, prepared: Prepared, result: TrainResult, device: Any) -> N
     print(f"trained {result.steps:,} steps in {result.seconds / 60:.1f} minutes ({result.stopped_because})")
     _measure_test(model, prepared, folder)
     print(f"bundle: {folder.bundle}   curve: {folder.curve}")
-    held_out = prepared.test if len(prepared.test) else prepared.valid
+    split = "test" if len(prepared.test) else "valid"
+    held_out = getattr(prepared, split)
     if prepared.kind == "pairs":
         drawn = draw_attention(model, held_out, folder)
         print(
-            f"attention: {', '.join(map(str, drawn))}"
-            if drawn
-            else "attention: no picture, since this model attends to no source"
+            f"attention: {', '.join(map(str, drawn)) if drawn else 'none, this model attends to no source'}"
         )
-        example = held_out.examples[0].source
-        after = [["predict", str(out), example], ["eval", str(out), "--beam", "5"]]
-    else:
-        after = [["predict", str(out), held_out.examples[0].target[:12].strip() or "."]]
-    print("next:", *(f"  transduce {shlex.join(words)}" for words in after), sep="\n")
+    print(
+        "next:",
+        *(f"  transduce {shlex.join(words)}" for words in _next(model, held_out, split, out)),
+        sep="\n",
+    )
+
+
+def _next(model: Transducer, held_out: Encoded, split: str, out: Path) -> list[list[str]]:
+    """Commands that work on this model: an example it can read, and its figures."""
+    if model.is_language_model:
+        texts = (e.target[:12].strip() for e in held_out.examples)
+        return [["predict", str(out), next((t for t in texts if t and not model.spec.target.unknown(t)), "")]]
+    sources = [e.source for e in held_out.examples]
+    known = next((s for s in sources if not model.spec.source.unknown(s)), None)
+    example = [sources[0], "--allow-unknown"] if known is None else [known]
+    part = [] if split == "test" else ["--split", split]
+    return [["predict", str(out), *example], ["eval", str(out), "--beam", "5", *part]]
 
 
 def _measure_test(model: Transducer, prepared: Prepared, folder: RunFolder) -> None:
