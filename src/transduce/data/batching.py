@@ -164,9 +164,13 @@ def prepare(
 
 
 def encode(examples: Sequence[Example], source: TextField | None, target: TextField) -> Encoded:
-    """Examples as ids under given fields."""
+    """Examples as ids under given fields. A source without a symbol is refused (:class:`DataError`)."""
+    sources = None if source is None else [source.encode(e.source) for e in examples]
+    empty = next((row for row, ids in enumerate(sources or ()) if not ids), None)
+    if empty is not None:
+        raise DataError(f"The source of example {empty + 1} is empty; give every source at least one symbol.")
     return Encoded(
-        None if source is None else [source.encode(e.source) for e in examples],
+        sources,
         [[*target.encode(e.target), EOS] for e in examples],
         list(examples),
     )
@@ -214,9 +218,10 @@ class Loader:
             raise DataError("There are no examples to train on.")
         self.encoded, self.batch_symbols, self.seed = encoded, batch_symbols, seed
         self.shuffle, self.endless = shuffle, endless
-        self._epoch, self._index = 0, 0
-        self._plan = self._order(0)
-        self._planned = 0
+        self._go_to(0, 0)
+
+    def _go_to(self, epoch: int, index: int) -> None:
+        self._epoch, self._index, self._plan = epoch, index, self._order(epoch)
 
     def _order(self, epoch: int) -> list[np.ndarray]:
         source, target = self.encoded.lengths()
@@ -240,17 +245,15 @@ class Loader:
         return {"epoch": self._epoch, "index": self._index}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._epoch, self._index = int(state["epoch"]), int(state["index"])
+        self._go_to(int(state["epoch"]), int(state["index"]))
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
-            if self._planned != self._epoch:
-                self._plan, self._planned = self._order(self._epoch), self._epoch
             while self._index < len(self._plan):
                 rows = self._plan[self._index]
                 self._index += 1
                 yield self.encoded.batch(rows)
-            self._epoch, self._index = self._epoch + 1, 0
+            self._go_to(self._epoch + 1, 0)
             if not self.endless:
                 return
 

@@ -8,10 +8,12 @@ the cache needs no network.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import subprocess
 import sys
 import tempfile
+import urllib.request
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,7 +22,7 @@ from typing import Callable
 from transduce.core.errors import DataError
 
 MOST_BYTES = 512 * 1024 * 1024
-"""No member of an archive may unpack to more than this."""
+"""No file may be larger, in an archive or fetched alone."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +102,7 @@ def fetch(archive: Archive, data_dir: str | os.PathLike | None = None) -> Path:
                 )
             os.replace(fetched, cached)
     except OSError as problem:
-        raise DataError(
-            f"The data cache {cached.parent} cannot be written ({problem.strerror}); "
-            "set TRANSDUCE_CACHE to a folder with room."
-        ) from None
+        raise _unwritable(cached, problem) from None
     return cached
 
 
@@ -123,6 +122,11 @@ def _run(command: list[str], archive: Archive, folder: Path) -> None:
         raise DataError(
             f"Fetching {archive.describe()} took more than ten minutes. {_where(archive, cached)}"
         ) from None
+    if done.returncode != 0 and "No module named pip" in (done.stderr or ""):
+        raise DataError(
+            f"{archive.describe()} is fetched with pip, which this Python lacks: run python -m ensurepip. "
+            f"{_where(archive, cached)}"
+        )
     if done.returncode != 0:
         raise DataError(
             f"{archive.describe()} could not be fetched: is there a network? {_where(archive, cached)}"
@@ -132,11 +136,20 @@ def _run(command: list[str], archive: Archive, folder: Path) -> None:
 def _pypi(archive: Archive, folder: Path) -> None:
     kind = "--only-binary=:all:" if archive.filename.endswith(".whl") else "--no-binary=:all:"
     spec = f"{archive.package}=={archive.version}"
-    _run(
-        [sys.executable, "-m", "pip", "download", "-q", "--no-deps", kind, "-d", str(folder), spec],
-        archive,
-        folder,
-    )
+    quiet = ["-q", "--disable-pip-version-check", "--retries", "2", "--timeout", "20"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        *quiet,
+        "--no-deps",
+        kind,
+        "-d",
+        str(folder),
+        spec,
+    ]
+    _run(command, archive, folder)
 
 
 def _debian(archive: Archive, folder: Path) -> None:
@@ -168,20 +181,43 @@ def read_member(path: Path, member: str) -> bytes:
 
 
 def find_file(relative: str, digest: str, data_dir: str | os.PathLike | None, address: str) -> Path:
-    """A pinned data file that no package client brings: from a data directory or the cache.
+    """A pinned data file that no package client brings: from a data directory, the cache, or its official
+    ``address``.
 
-    ``address`` names the official source in words, for the sentence that says where to put the file.
+    Raises :class:`DataError` when it cannot be had or is not the file with this SHA-256 ``digest``, and says
+    where to put it.
     """
-    places = [*data_dirs(data_dir), cache_dir() / "files"]
-    for place in places:
-        path = place / relative
+    cached = cache_dir() / "files" / relative
+    for path in [*(place / relative for place in data_dirs(data_dir)), cached]:
         if path.is_file():
-            if digest and sha256(path) != digest:
-                raise DataError(
-                    f"{path} is not the expected file: its SHA-256 differs; get it anew from {address}."
-                )
-            return path
-    raise DataError(
-        f"The file {relative} was not found: get it from {address} and put it at {places[-1] / relative}, "
-        "or give its folder by --data-dir or TRANSDUCE_DATA."
+            if sha256(path) == digest:
+                return path
+            raise DataError(
+                f"{path} is not the expected file: its SHA-256 differs; get it anew from {address}."
+            )
+    where = (
+        f"Get it from {address} and put it at {cached}, or give its folder by --data-dir or TRANSDUCE_DATA."
+    )
+    print(f"fetching {relative} ...", file=sys.stderr)
+    try:
+        with urllib.request.urlopen(address, timeout=20) as answer:
+            content = answer.read(MOST_BYTES + 1)
+    except (OSError, ValueError, http.client.HTTPException):  # no network, a refusal, a broken answer
+        raise DataError(f"The file {relative} was not found and could not be fetched. {where}") from None
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise DataError(f"What was fetched is not the expected {relative}: its SHA-256 differs. {where}")
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cached.parent, prefix=".fetch-") as folder:
+            (Path(folder) / cached.name).write_bytes(content)
+            os.replace(Path(folder) / cached.name, cached)
+    except OSError as problem:
+        raise _unwritable(cached, problem) from None
+    return cached
+
+
+def _unwritable(cached: Path, problem: OSError) -> DataError:
+    return DataError(
+        f"The data cache {cached.parent} cannot be written ({problem.strerror}); "
+        "set TRANSDUCE_CACHE to a folder with room."
     )

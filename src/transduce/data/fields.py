@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from transduce.core.seq import BOS, EOS, PAD, UNK
 Units = Literal["chars", "words", "bytes", "bpe"]
 UNITS = ("chars", "words", "bytes", "bpe")
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
+BYTES = (*SPECIAL, *(f"<{b:02x}>" for b in range(256)))
+_SURROGATE = re.compile("[\ud800-\udfff]")
 assert (PAD, BOS, EOS, UNK) == (0, 1, 2, 3)
 
 
@@ -21,9 +24,12 @@ class TextField:
     """A text column with its vocabulary.
 
     ``units``: "chars" (Unicode characters after NFC normalisation, spaces included), "words" (tokens
-    between white space), "bytes" (UTF-8, always 256 symbols and never an unknown one) or "bpe" (byte-pair
-    encoding, package ``tokenizers``). ``symbols``: symbol of each id; the first four are padding, begin,
-    end and unknown.
+    between white space, after NFC normalisation), "bytes" (UTF-8 as it is, always 256 symbols) or "bpe"
+    (byte-pair encoding after NFC normalisation, package ``tokenizers``). Bytes and BPE write every text, so
+    no symbol is unknown to them. ``symbols``: symbol of each id; the first four are padding, begin, end and
+    unknown, and no text is ever encoded as one of the first three, even where it spells their names.
+
+    Raises :class:`DataError` for a vocabulary that cannot be right.
     """
 
     units: Units
@@ -37,14 +43,24 @@ class TextField:
             raise DataError(
                 "This vocabulary is damaged: its first four symbols or its order are not what was saved."
             )
-        object.__setattr__(self, "_ids", {s: i for i, s in enumerate(self.symbols) if i > UNK})
-        object.__setattr__(self, "_bpe", _load_bpe(self.tokenizer_json) if self.units == "bpe" else None)
+        ids = {s: i for i, s in enumerate(self.symbols) if i > UNK}
+        bpe = _load_bpe(self.tokenizer_json) if self.units == "bpe" else None
+        if self.units == "bytes":
+            right = tuple(self.symbols) == BYTES
+        elif bpe is not None:
+            right = bpe.get_vocab() == {s: i for i, s in enumerate(self.symbols)}
+        else:
+            right = all(_pieces(s, self.units) == [s] for s in ids)
+        if not right:
+            raise DataError(f"This vocabulary is damaged: its symbols are not {self.units}.")
+        object.__setattr__(self, "_ids", ids)
+        object.__setattr__(self, "_bpe", bpe)
 
     @classmethod
     def learn(cls, texts: Iterable[str], units: Units, *, size: int = 8000, min_count: int = 1) -> TextField:
         """The vocabulary of a column: its ``size`` most frequent symbols of at least ``min_count`` uses."""
         if units == "bytes":
-            return cls("bytes", (*SPECIAL, *(f"<{b:02x}>" for b in range(256))))
+            return cls("bytes", BYTES)
         if units == "bpe":
             return _learn_bpe(texts, size)
         if units not in UNITS:
@@ -66,9 +82,9 @@ class TextField:
     def encode(self, text: str) -> list[int]:
         """Ids without BOS and EOS; unknown symbols become UNK."""
         if self.units == "bytes":
-            return [4 + b for b in text.encode("utf-8")]
+            return [4 + b for b in _writable(text).encode("utf-8")]
         if self.units == "bpe":
-            return self._bpe.encode(_normal(text)).ids
+            return self._bpe.encode(_normal(_writable(text))).ids
         ids = self._ids
         return [ids.get(piece, UNK) for piece in _pieces(text, self.units)]
 
@@ -86,9 +102,12 @@ class TextField:
         return [self.symbols[i] for i in ids if i > EOS]
 
     def unknown(self, text: str) -> list[str]:
-        """Symbols of ``text`` that are not in the vocabulary, each once."""
+        """Symbols of ``text`` that are not in the vocabulary, each once.
+
+        For bytes and BPE these are lone surrogates only, which no encoding writes.
+        """
         if self.units in ("bytes", "bpe"):
-            return []
+            return lone_surrogates(text)
         return [s for s in dict.fromkeys(_pieces(text, self.units)) if s not in self._ids]
 
     def to_json(self) -> dict[str, Any]:
@@ -140,8 +159,18 @@ class DataSpec:
             raise DataError("This model's description of its data is damaged.") from None
 
 
+def lone_surrogates(text: str) -> list[str]:
+    """Halves of characters that no encoding can write, each once: broken bytes of a command line, broken JSON."""
+    return [] if text.isascii() else list(dict.fromkeys(_SURROGATE.findall(text)))
+
+
 def _normal(text: str) -> str:
     return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def _writable(text: str) -> str:
+    """The text with U+FFFD for lone surrogates."""
+    return text if text.isascii() else _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _pieces(text: str, units: str) -> list[str]:
@@ -164,7 +193,9 @@ def _load_bpe(stored: str | None):
         raise DataError("This vocabulary is damaged: its byte-pair encoding is missing.")
     tokenizers = _tokenizers()
     try:
-        return tokenizers.Tokenizer.from_str(stored)
+        model = tokenizers.Tokenizer.from_str(stored)
+        model.encode_special_tokens = True  # a text that spells "<eos>" must not end the sequence
+        return model
     except Exception:  # the library raises bare Exception for a text that is no tokenizer
         raise DataError("This vocabulary is damaged: its byte-pair encoding cannot be read.") from None
 

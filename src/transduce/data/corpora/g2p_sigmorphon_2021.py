@@ -12,11 +12,23 @@ from ..batching import Corpus, Example
 from ..fetch import find_file
 
 FOLDER = "g2p-sigmorphon-2021"
-ADDRESS = "the repository sigmorphon/2021-task1 (data/high, language eng_us)"
+ADDRESS = "https://raw.githubusercontent.com/sigmorphon/2021-task1/{commit}/data/high/{file}"
 FILES = {
-    "train": ("eng_us_train.tsv", "bbe76f57ee799ef9094b1ed1fecf8861e754ac57c6aa4db7d5b18892c5401f7f"),
-    "valid": ("eng_us_dev.tsv", "dcce99504c5f8a00ebf13499aa4d4c2b7fc37614b65127c98aa871855e77080e"),
-    "test": ("eng_us_test.tsv", "726192932a69a7197348ee64898613e94968234ce426cfc67d984baf5ddd317c"),
+    "train": (
+        "eng_us_train.tsv",
+        "b025f4ee7ece536f674e83a92c4cd2bbf96e0bba",
+        "bbe76f57ee799ef9094b1ed1fecf8861e754ac57c6aa4db7d5b18892c5401f7f",
+    ),
+    "valid": (
+        "eng_us_dev.tsv",
+        "ee8c46bc8f343cf630682d17f9b95063f9560d7b",
+        "dcce99504c5f8a00ebf13499aa4d4c2b7fc37614b65127c98aa871855e77080e",
+    ),
+    "test": (
+        "eng_us_test.tsv",
+        "536f266999bbcb953b08772ddf360bc424c84e64",
+        "726192932a69a7197348ee64898613e94968234ce426cfc67d984baf5ddd317c",
+    ),
 }
 
 
@@ -31,10 +43,10 @@ def parse(text: str) -> list[Example]:
 
 
 def load(data_dir: str | os.PathLike | None = None) -> Corpus:
-    parts = {
-        name: parse(find_file(f"{FOLDER}/{file}", digest, data_dir, ADDRESS).read_text("utf-8"))
-        for name, (file, digest) in FILES.items()
-    }
+    parts = {}
+    for name, (file, commit, digest) in FILES.items():
+        address = ADDRESS.format(commit=commit, file=file)
+        parts[name] = parse(find_file(f"{FOLDER}/{file}", digest, data_dir, address).read_text("utf-8"))
     return Corpus(
         FOLDER,
         "pairs",

@@ -11,7 +11,10 @@ from ..files import windows
 
 FILE = "tiny-shakespeare/input.txt"
 DIGEST = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-ADDRESS = "the repository karpathy/char-rnn (data/tinyshakespeare/input.txt)"
+ADDRESS = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/"
+    "d1d7aa34fdb3626174bce1d753e6cc6845ce7087/data/tinyshakespeare/input.txt"
+)
 
 
 def load(data_dir: str | os.PathLike | None = None, *, window: int = 256) -> Corpus:

@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Callable
 
 from transduce.core.errors import DataError, nearest
 
 from ..batching import Corpus, Example
+from ..split import bucket
 
 LETTERS = "abcdefghijklmnopqrstuvwxy"  # 25 letters and four special ids: a vocabulary of 29
 
@@ -46,7 +48,8 @@ def make(
     """Random letter strings of ``shortest`` to ``longest`` letters and what the rule makes of them.
 
     reverse: backwards. copy: the same. sort: letters in order. cipher: a fixed letter substitution,
-    backwards (the toy translation of system ``grconv``). No source stands in two parts.
+    backwards (the toy translation of system ``grconv``). A source's hash decides its part, so none stands
+    in two, and the few strings of one or two letters are shared out like all others.
     """
     rule = _RULES.get(name.removeprefix("synthetic-"))
     if rule is None:
@@ -54,22 +57,27 @@ def make(
     if not 1 <= shortest <= longest or train < 1 or held_out < 1:
         raise DataError("A generated corpus needs at least one row a part and 1 <= shortest <= longest.")
     rng = random.Random(f"{name}/{seed}")
-    wanted, seen = train + 2 * held_out, {}
-    for _ in range(50 * wanted):
-        seen["".join(rng.choices(LETTERS, k=rng.randint(shortest, longest)))] = None
-        if len(seen) == wanted:
+    wanted = {"train": train, "valid": held_out, "test": held_out}
+    # How many of the hundred hash values go to either held-out part.
+    share = min(45, math.ceil(100 * held_out / (train + 2 * held_out)))
+    parts: dict[str, dict[str, Example]] = {part: {} for part in wanted}
+    for _ in range(50 * sum(wanted.values())):
+        word = "".join(rng.choices(LETTERS, k=rng.randint(shortest, longest)))
+        number = bucket(word)
+        part = "test" if number < share else "valid" if number < 2 * share else "train"
+        if len(parts[part]) < wanted[part]:
+            parts[part][word] = Example(word, rule(word), (rule(word),))
+        elif all(len(parts[p]) == wanted[p] for p in wanted):
             break
-    if len(seen) < wanted:
+    if any(len(parts[p]) < wanted[p] for p in wanted):
         raise DataError(
-            f"There are fewer than {wanted} different strings of {shortest} to {longest} letters."
+            f"There are too few different strings of {shortest} to {longest} letters for {train} rows to train "
+            f"on and {held_out} for either held-out part; ask for fewer rows or longer strings."
         )
-    examples = [Example(word, rule(word), (rule(word),)) for word in seen]
     return Corpus(
         name,
         "pairs",
-        examples[2 * held_out :],
-        examples[:held_out],
-        examples[held_out : 2 * held_out],
+        *(list(parts[p].values()) for p in ("train", "valid", "test")),
         "chars",
         "chars",
         "sequence error",
