@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from transduce.core.errors import UserError
 from transduce.core.protocols import Mixer
 from transduce.core.seq import zero_masked
 from transduce.nn import (
@@ -209,6 +210,84 @@ class BreaksExport(Decay):
         return self.input(x) if float(x.detach().sum()) > -1e9 else x
 
 
+class OverwritesWithoutGradients(Decay):
+    """Writes into the state that it was given, but only while decoding."""
+
+    def forward(self, x, state=None, *, mask=None, resets=None):
+        y, after = super().forward(x, state, mask=mask, resets=resets)
+        return y, None if state is None else after if torch.is_grad_enabled() else state.copy_(after)
+
+
+class SkipsLeftPadding(Decay):
+    """Takes the number of valid steps for their place."""
+
+    def forward(self, x, state=None, *, mask=None, resets=None):
+        if mask is not None:
+            mask = torch.arange(x.shape[1]) < mask.sum(1, keepdim=True)
+        return super().forward(x, state, mask=mask, resets=resets)
+
+
+class RestartsWhileMasked(Decay):
+    """Obeys a reset at a step at which the row does not advance."""
+
+    def forward(self, x, state=None, *, mask=None, resets=None):
+        if state is not None and resets is not None:
+            state = torch.where(resets.any(1, keepdim=True), 0.0, state)
+        return super().forward(x, state, mask=mask, resets=resets)
+
+
+class ForgetsResetsInTraining(Decay):
+    """Obeys resets only when it has a state."""
+
+    def forward(self, x, state=None, *, mask=None, resets=None):
+        return super().forward(x, state, mask=mask, resets=None if state is None else resets)
+
+
+class StartsSilent(Decay):
+    """Counts steps within the chunk, behind a gain that is zero at first."""
+
+    def __init__(self, dim):
+        super().__init__(dim)
+        self.gain = nn.Parameter(torch.zeros(()))
+
+    def values(self, x):
+        return self.input(x) + self.gain * torch.arange(x.shape[1], dtype=x.dtype)[:, None]
+
+
+class DetachesItsState(Decay):
+    """Gives back a state that no gradient passes."""
+
+    def forward(self, x, state=None, *, mask=None, resets=None):
+        y, after = super().forward(x, state, mask=mask, resets=resets)
+        return y, None if after is None else after.detach()
+
+
+class IgnoresCapacity(Decay):
+    """Confuses reserved room with history."""
+
+    def init_state(self, batch, *, capacity=None):
+        return super().init_state(batch) + (0 if capacity is None else 1)
+
+
+class SmearsNaN(Decay):
+    """Scales by the largest number of the batch, which is one in every ordinary case."""
+
+    def values(self, x):
+        return self.input(x) * (x.detach().abs().max() / 1e6).clamp_min(1.0)
+
+
+SUBTLE = [
+    (5, OverwritesWithoutGradients),
+    (3, SkipsLeftPadding),
+    (4, RestartsWhileMasked),
+    (9, ForgetsResetsInTraining),
+    (1, StartsSilent),
+    (8, DetachesItsState),
+    (1, IgnoresCapacity),
+    (6, SmearsNaN),
+]
+
+
 BROKEN = {
     1: BreaksChunks,
     2: BreaksNone,
@@ -237,6 +316,17 @@ def test_each_law_catches_the_mixer_that_breaks_it(number):
     assert "BROKEN" in shown and len(shown.splitlines()) < 20
     with pytest.raises(AssertionError, match=f"law {number} "):
         check_mixer(BROKEN[number], dim=8)
+
+
+@pytest.mark.parametrize("number, factory", SUBTLE, ids=lambda v: getattr(v, "__name__", str(v)))
+def test_laws_catch_what_shows_only_in_a_corner(number, factory):
+    with pytest.raises(AssertionError, match=f"^law {number} "):
+        check_mixer(factory, dim=8)
+
+
+def test_a_factory_that_makes_no_mixer_is_told_so():
+    with pytest.raises(UserError, match="makes a Linear: derive it from"):
+        mixer_laws(lambda dim: nn.Linear(dim, dim))
 
 
 def test_a_mixer_that_is_not_causal_must_refuse_a_state():

@@ -1,4 +1,4 @@
-"""Mixers made of mixers. Their state trees mirror the composition, so the state algebra works on any stack."""
+"""Mixers made of mixers. Their states mirror the composition, so the state algebra works on any stack."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from transduce.core.protocols import Mixer
 from transduce.core.seq import zero_masked
 from transduce.core.state import State
 
+from .masking import valid_resets
+
 
 def _lookahead(mixers: Iterable[Mixer], *, chained: bool) -> int | None:
-    """How far a combination looks ahead: sums along a chain, the largest of parallel branches, None if any is None."""
+    """How far a combination looks ahead: the sum along a chain, the largest of branches, None if any is None."""
     ahead = [m.lookahead for m in mixers]
     if any(a is None for a in ahead):
         return None
@@ -71,7 +73,7 @@ class Serial(Mixer):
 
 
 class Residual(Mixer):
-    """y = x + dropout(f(norm(x))), the pre-norm residual branch (Xiong et al. 2020). The state is that of f."""
+    """y = x + dropout(f(norm(x))), the pre-norm residual branch (Xiong et al. 2020), with the state of f."""
 
     def __init__(self, mixer: Mixer, *, norm: nn.Module | None = None, dropout: float = 0.0) -> None:
         super().__init__()
@@ -163,9 +165,9 @@ class Repeat(Mixer):
 class Bidirectional(Mixer):
     """One mixer reads forward, another backward; their outputs are joined: (B,T,D) -> (B,T,D_f + D_b).
 
-    Each row is reversed within its own valid steps, so padding never stands between them. It reads the whole
-    sequence and therefore refuses a state. Masks must be padding on the right; ``resets`` separate packed
-    sequences in both directions.
+    Each row is reversed within its own valid steps, which then stand at the left; so no direction begins with
+    padding, wherever the mask has it. It reads the whole sequence and therefore refuses a state. ``resets``
+    separate packed sequences in both directions.
     """
 
     causal = False
@@ -183,32 +185,31 @@ class Bidirectional(Mixer):
     ) -> tuple[Tensor, State]:
         if state is not None:
             _refuse_unless_causal(self)
-        x = zero_masked(x, mask)
+        x, resets = zero_masked(x, mask), valid_resets(resets, mask)
         ahead, _ = self.ahead(x, mask=mask, resets=resets)
-        order = _reversal(x, mask)
-        turned = None if resets is None else _turn(_ends(resets), order)
-        back, _ = self.back(_turn(x, order), mask=mask, resets=turned)
-        return torch.cat((ahead, _turn(back, order)), -1), None
+        order = None if mask is None else _reversal(mask)
+        turned = None if resets is None else _begins(_turn(resets, order))
+        back, _ = self.back(_turn(x, order), mask=None if mask is None else _turn(mask, order), resets=turned)
+        return torch.cat((ahead, _turn(back, None if order is None else order.argsort(1))), -1), None
 
 
-def _reversal(x: Tensor, mask: Tensor | None) -> Tensor | None:
-    """(B,T) indices that reverse the valid steps of each row and leave the padding where it is; None for a plain flip."""
-    if mask is None:
-        return None
-    steps = torch.arange(x.shape[1], device=x.device)
-    lengths = mask.sum(1, keepdim=True)
-    return torch.where(steps < lengths, lengths - 1 - steps, steps)
+def _reversal(mask: Tensor) -> Tensor:
+    """(B,T) time indices: the valid steps of each row backwards, then its masked ones."""
+    steps = mask.shape[1]
+    time = torch.arange(steps, device=mask.device)
+    return torch.where(mask, steps - 1 - time, steps + time).argsort(1)
 
 
 def _turn(x: Tensor, order: Tensor | None) -> Tensor:
+    """The steps of ``x`` in that order; None for a plain flip."""
     if order is None:
         return x.flip(1)
     return x.gather(1, order.view(*order.shape, *([1] * (x.dim() - 2))).expand_as(x))
 
 
-def _ends(resets: Tensor) -> Tensor:
-    """Where a backward reading restarts: at the last step before each reset."""
-    return torch.cat((resets[:, 1:], torch.zeros_like(resets[:, :1])), 1)
+def _begins(resets: Tensor) -> Tensor:
+    """A reversed reset marks the last step of a history; the backward reading begins anew one step later."""
+    return torch.cat((torch.zeros_like(resets[:, :1]), resets[:, :-1]), 1)
 
 
 def _refuse_unless_causal(mixer: Mixer) -> None:
