@@ -57,7 +57,7 @@ class DecoderLayer(nn.Module):
         x = x + self.dropout(mixed)
         memory = state.memory
         if self.attend is not None:
-            context, memory = self.attend(self.attend_norm(x), memory)
+            context, memory = self.attend(self.attend_norm(x), memory, mask=mask)
             x = x + self.dropout(context)
         if self.feedforward is not None:
             x = x + self.dropout(self.feedforward(self.feedforward_norm(x)))
