@@ -13,16 +13,14 @@ from torch import Tensor
 from transduce import systems
 from transduce.core import state as states
 from transduce.core.dist import Categorical
-from transduce.core.errors import BundleError, DataError, UserError
+from transduce.core.errors import BundleError, DataError
 from transduce.core.protocols import Hypothesis, Model, Searcher, System
-from transduce.core.registry import Page
 from transduce.core.seq import BOS, EOS, Batch, Seq
 from transduce.data import (
     Corpus,
     DataSpec,
     Encoded,
     Example,
-    Prepared,
     TextField,
     batches,
     encode,
@@ -31,6 +29,7 @@ from transduce.data import (
 )
 from transduce.data.files import LONGEST
 from transduce.search import Beam, LengthPenalty, Sample, align, ratio, score
+from transduce.systems.build import assemble
 from transduce.train import RunFolder, TrainConfig, Trainer, bundle, prepare_out
 from transduce.train.evaluate import Evaluation, evaluate
 from transduce.train.progress import reporter
@@ -54,13 +53,13 @@ def load(path: str | os.PathLike, *, device: str = "cpu") -> Transducer:
 
     Raises :class:`BundleError`, one sentence, for a file that is damaged, foreign or newer than this version.
     """
-    folder, request = Path(path), {}
+    folder, request = Path(path), None
     if (folder / "config.json").is_file() and not (folder / "bundle.json").is_file():
         if not (folder / "bundle" / "bundle.json").is_file():
             raise BundleError(
                 f"The run at {folder} has no bundle yet: it is still training or was stopped before its first save."
             )
-        request = RunFolder(folder).read_config().get("request") or {}
+        request = RunFolder(folder).read_config().get("request")
     if (folder / "bundle" / "bundle.json").is_file():
         folder = folder / "bundle"
     parts = bundle.read(folder)
@@ -68,7 +67,8 @@ def load(path: str | os.PathLike, *, device: str = "cpu") -> Transducer:
     system = page.build(parts.spec, parts.config_as(page.config_type))
     parts.load_into(system.model)
     system.model.to(device).eval()
-    request = request or {"data": parts.corpus.get("name")}
+    if request is None:
+        request = {"data": parts.corpus.get("name")}
     return Transducer(system, parts.spec, parts.corpus, parts.metrics, folder, torch.device(device), request)
 
 
@@ -107,28 +107,6 @@ def fit(
     if result.interrupted:
         raise KeyboardInterrupt(f"stopped at step {result.steps}; fit(..., resume=True) goes on")
     return load(out, device=device)
-
-
-def assemble(
-    page: Page, corpus: Corpus, config: Any = None, *, vocabulary: int = 8000, seed: int = 0
-) -> tuple[Prepared, System]:
-    """The data as ids and the page's system built for them, its weights drawn from ``seed``."""
-    if corpus.kind != page.kind:
-        kinds = {"pairs": "pairs of source and target", "text": "plain text"}
-        raise UserError(
-            f"{page.name} trains on {kinds[page.kind]}; {corpus.name} holds {kinds[corpus.kind]}."
-        )
-    prepared = prepare(corpus, vocabulary=vocabulary)
-    torch.manual_seed(seed)
-    return prepared, page.build(prepared.spec, config if config is not None else page.config_type())
-
-
-def train_defaults(page: Page) -> TrainConfig:
-    """The training settings that a page starts from. It is built for a one-letter alphabet, on no memory."""
-    letters = TextField.learn(["a"], "chars")
-    spec = DataSpec(letters if page.kind == "pairs" else None, letters, 8, 8)
-    with torch.device("meta"):
-        return page.build(spec, page.config_type()).train or TrainConfig()
 
 
 def corpus_of(request: Mapping[str, Any]) -> Corpus:
@@ -291,8 +269,23 @@ class Transducer:
         """A part of the data the model was trained on, or of another corpus, under the model's own fields."""
         if name not in ("train", "valid", "test"):
             raise DataError(f'Data have the parts train, valid and test, not "{name}".')
-        corpus = corpus_of(self.request) if corpus is None else corpus
+        corpus = self.own_corpus() if corpus is None else corpus
         return getattr(prepare(corpus, self.spec, references="first"), name)
+
+    def own_corpus(self, changes: Mapping[str, Any] | None = None) -> Corpus:
+        """The corpus that the model was trained on; ``changes`` to how it is found, say another ``data_dir``.
+
+        Raises :class:`DataError` when the data cannot be found, or are not as many as they were.
+        """
+        corpus = corpus_of({**self.request, **(changes or {})})
+        for part in ("valid", "test"):
+            before, now = self.corpus.get(part), len(getattr(corpus, part))
+            if before is not None and before != now:
+                raise DataError(
+                    f"{corpus.name} is not what the model was trained on: it has {now:,} {part} examples, not "
+                    f"{before:,}; name the data."
+                )
+        return corpus
 
     def start(self, text: str = "") -> Session:
         """Begin a target for this source and choose its symbols yourself; see :class:`Session`."""

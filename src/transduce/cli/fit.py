@@ -57,7 +57,7 @@ def fit_command(arguments: Sequence[str]) -> int:
 def _options(page: Page, exact: bool) -> type:
     """One parser for data, run, the system's config and the training settings. ``exact``: show the training
     defaults of the system itself, which takes building it."""
-    from transduce.api import train_defaults
+    from transduce.systems.build import train_defaults
     from transduce.train import TrainConfig
 
     train = train_defaults(page) if exact else TrainConfig()
@@ -110,7 +110,7 @@ class _Job:
     def run(self) -> int:
         import torch
 
-        from transduce.api import assemble
+        from transduce.systems.build import assemble
         from transduce.train import Trainer, prepare_out
         from transduce.train.progress import reporter
 

@@ -33,26 +33,49 @@ def systems_command(arguments: Sequence[str]) -> int:
     from rich.table import Table
 
     options = parse(Systems, arguments, "systems", "List the systems.")
+    records = _records(options.results)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("system", "data", "what it is", "paper", "full check"):
+    for column in ("system", "data", "what it is", "paper", "measured"):
         table.add_column(column, overflow="fold")
     for name in systems.names():
         page = systems.find(name)
-        table.add_row(
-            name, page.kind, page.title, page.paper, _state(options.results, name, page.reproduce is not None)
-        )
+        found = _measured(records.get(name, []))
+        if not found and page.reproduce is not None:
+            found = ["full check not run here"]
+        table.add_row(name, page.kind, page.title, page.paper, "\n".join(found) or "-")
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     return 0
 
 
-def _state(folder: Path, name: str, has_check: bool) -> str:
-    """What the record of a system's full check says."""
-    try:
-        record = json.loads((folder / f"{name}.json").read_text())
-        judged = [m["holds"] for m in record["measured"] if m["holds"] is not None]
-        return f"{sum(judged)} of {len(judged)} claims hold"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "not run here" if has_check else "-"
+def _records(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The measured results in a folder, by system: full checks and records of ``eval``."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            record = json.loads(path.read_text())
+            if not record.get("quick") and record.get("measured"):
+                found.setdefault(record["system"], []).append(record)
+        except (OSError, ValueError, KeyError, AttributeError):  # some other file
+            continue
+    return found
+
+
+def _measured(records: Sequence[dict[str, Any]]) -> list[str]:
+    """A line a record: claims that hold, or the figure on the test part."""
+    lines: list[str] = []
+    for record in records:
+        measured, corpus = record["measured"], record.get("corpus") or {}
+        if isinstance(measured, list):
+            judged = [m.get("holds") for m in measured if m.get("holds") is not None]
+            lines.append(f"{sum(judged)} of {len(judged)} claims hold")
+            continue
+        test = measured.get("test", {})
+        if "sequence_error" in test:
+            error = f"{corpus.get('sequence_name', 'sequence error')} {100 * test['sequence_error']:.1f} %"
+            lines.append(f"{corpus.get('name', 'data')}: {error}")
+        elif "bits_per_character" in test:
+            lines.append(f"{corpus.get('name', 'data')}: {test['bits_per_character']:.2f} bits per character")
+    return list(dict.fromkeys(lines))
 
 
 @dataclass(frozen=True)
@@ -63,7 +86,7 @@ class Show:
 
 def show_command(arguments: Sequence[str]) -> int:
     page = systems.find(parse(Show, arguments, "show", "Describe one system.").system)
-    from transduce.api import train_defaults
+    from transduce.systems.build import train_defaults
     from transduce.train import TrainConfig
 
     module = importlib.import_module(page.build.__module__)

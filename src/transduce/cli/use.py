@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import sys
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from .options import given, parse
 
 if TYPE_CHECKING:
     from transduce.api import Transducer
+    from transduce.data import Corpus
 
 FOR_PAIRS = ("beam", "num_best", "scores", "allow_unknown")
 FOR_TEXTS = ("length", "temperature", "seed")
@@ -143,7 +143,7 @@ def eval_command(arguments: Sequence[str]) -> int:
     model = load(options.run, device=options.device)
     if model.is_language_model and options.beam is not None:
         raise UserError("A language model is measured in bits per character; leave --beam out.")
-    corpus = _data_of(options, model).load()
+    corpus = _corpus_of(options, model)
     part = model.part(options.split, corpus)
     if len(part) == 0:
         raise DataError(f"{corpus.name} has no {options.split} examples.")
@@ -163,10 +163,15 @@ def eval_command(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _data_of(options: Evaluate, model: Transducer) -> DataOptions:
-    """The data that were asked for, else those of the run, else the corpus that the bundle names."""
+def _corpus_of(options: Evaluate, model: Transducer) -> Corpus:
+    """The data that were asked for, else those that the model was trained on."""
     named = DataOptions(options.data, options.data_dir, options.source_column, options.target_column)
     if options.data is not None:
-        return named
-    changes = {k: v for k, v in dataclasses.asdict(named).items() if v is not None and k != "vocabulary"}
-    return dataclasses.replace(DataOptions.from_json(model.request), **changes)
+        return named.load()
+    return model.own_corpus(
+        {
+            name: value
+            for name in ("data_dir", "source_column", "target_column")
+            if (value := getattr(named, name)) is not None
+        }
+    )

@@ -1,0 +1,39 @@
+"""From a page and data to a system that can be trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from transduce.core.errors import UserError
+from transduce.core.protocols import System
+from transduce.core.registry import Page
+from transduce.data import Corpus, DataSpec, Prepared, TextField, prepare
+from transduce.train import TrainConfig
+
+KINDS = {"pairs": "pairs of source and target", "text": "plain text"}
+
+
+def assemble(
+    page: Page, corpus: Corpus, config: Any = None, *, vocabulary: int = 8000, seed: int = 0
+) -> tuple[Prepared, System]:
+    """The data as ids and the page's system built for them, its weights drawn from ``seed``.
+
+    ``config``: the page's own config, its default where left out. Raises :class:`UserError` for data of another kind.
+    """
+    if corpus.kind != page.kind:
+        raise UserError(
+            f"{page.name} trains on {KINDS[page.kind]}; {corpus.name} holds {KINDS[corpus.kind]}."
+        )
+    prepared = prepare(corpus, vocabulary=vocabulary)
+    torch.manual_seed(seed)
+    return prepared, page.build(prepared.spec, config if config is not None else page.config_type())
+
+
+def train_defaults(page: Page) -> TrainConfig:
+    """The training settings that a page starts from. It is built for a one-letter alphabet, on no memory."""
+    letters = TextField.learn(["a"], "chars")
+    spec = DataSpec(letters if page.kind == "pairs" else None, letters, 8, 8)
+    with torch.device("meta"):
+        return page.build(spec, page.config_type()).train or TrainConfig()
