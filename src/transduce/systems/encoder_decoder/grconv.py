@@ -11,7 +11,10 @@ merges neighbours level by level under three scalar gates a node
 Simplified: the readout is a tanh layer where the paper has maxout. Claim: with a fixed-length code quality
 is fair on short sentences without unknown words and falls quickly with length and with the number of
 unknown words, while a model with attention does not degrade; the pyramid finds structure by itself.
-``transduce reproduce grconv`` measures that.
+``transduce reproduce grconv`` measures that. How fast the fixed code
+falls depends on how well it is trained: with a peak rate of 3e-3 instead of the check's 1e-3 the GRU code kept
+71 % of its accuracy from length 5 to 20 instead of 59 %, above the check's bound of 65 %; the attention model
+kept all of it either way.
 """
 
 from __future__ import annotations
