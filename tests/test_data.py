@@ -241,6 +241,11 @@ def test_a_wrong_archive_is_refused(fake_wheel, monkeypatch):
 def test_missing_data_files_say_where_they_belong(tmp_path, monkeypatch):
     monkeypatch.setenv("TRANSDUCE_CACHE", str(tmp_path))
     monkeypatch.delenv("TRANSDUCE_DATA", raising=False)
+
+    def offline(address, timeout):
+        raise OSError("no network")
+
+    monkeypatch.setattr(fetch.urllib.request, "urlopen", offline)
     for name in ("shakespeare", "g2p-sigmorphon-2021"):
         with pytest.raises(DataError, match="--data-dir"):
             load_corpus(name)
