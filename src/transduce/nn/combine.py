@@ -15,7 +15,7 @@ from .masking import valid_resets
 
 
 def _lookahead(mixers: Iterable[Mixer], *, chained: bool) -> int | None:
-    """How far a combination looks ahead: the sum along a chain, the largest of branches, None if any is None."""
+    """How far a combination looks ahead: the sum along a chain, the largest of branches, None if one is."""
     ahead = [m.lookahead for m in mixers]
     if any(a is None for a in ahead):
         return None

@@ -14,8 +14,9 @@ from transduce.core.dist import Categorical
 class Embed(nn.Module):
     """One learned vector a symbol: ids (...) -> (..., dim).
 
-    ``scale=True`` multiplies by sqrt(dim) (Vaswani et al. 2017, section 3.4); the weights then start with standard
-    deviation dim^-1/2, so what comes out has unit variance either way and the matrix suits a tied :class:`Head`.
+    ``scale=True`` multiplies by sqrt(dim) (Vaswani et al. 2017, section 3.4); the weights then start with
+    standard deviation dim^-1/2, so that what comes out has unit variance either way and the matrix suits a
+    tied :class:`Head`.
     """
 
     def __init__(self, num_symbols: int, dim: int, *, scale: bool = False) -> None:
@@ -35,8 +36,8 @@ class Embed(nn.Module):
 class Head(nn.Module):
     """p(y | h) = softmax(W h + b): h (..., dim) -> :class:`Categorical` over ``num_symbols``.
 
-    ``tied``: an :class:`Embed` whose matrix is used as W (Press and Wolf 2017); give it ``scale=True``, or the
-    first logits are far too large.
+    ``tied``: an :class:`Embed` whose matrix is used as W (Press and Wolf 2017); give it ``scale=True``, or
+    the first logits are far too large.
     """
 
     def __init__(self, dim: int, num_symbols: int, *, tied: Embed | None = None, bias: bool = True) -> None:

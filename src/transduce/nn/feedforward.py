@@ -11,17 +11,26 @@ _ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 class FeedForward(nn.Module):
     """y = W_2 f(W_1 x), or the gated form y = W_2 (SiLU(W_g x) * W_1 x).
 
-    x: (..., dim) -> (..., dim). ``activation``: "relu" (Vaswani et al. 2017, section 3.3), "gelu", "silu", or "swiglu", the
-    gated form (Shazeer 2020, section 2). ``hidden`` is 4 dim by default; with "swiglu" 8/3 dim, rounded up to
-    a multiple of 8, so that both have about the same number of parameters. ``dropout`` acts on the hidden layer.
+    x: (..., dim) -> (..., dim). ``activation``: "relu" (Vaswani et al. 2017, section 3.3), "gelu", "silu", or
+    "swiglu", the gated form (Shazeer 2020, section 2). ``hidden`` is 4 dim by default; with "swiglu" 8/3 dim,
+    rounded up to a multiple of 8, so that both have about the same number of parameters. ``dropout`` acts on
+    the hidden layer. Raises ValueError for another activation.
     """
 
     def __init__(
-        self, dim: int, hidden: int | None = None, *, activation: str = "gelu", dropout: float = 0.0, bias: bool = True
+        self,
+        dim: int,
+        hidden: int | None = None,
+        *,
+        activation: str = "gelu",
+        dropout: float = 0.0,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         if activation != "swiglu" and activation not in _ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join([*_ACTIVATIONS, 'swiglu'])}, not {activation!r}")
+            raise ValueError(
+                f"activation must be one of {', '.join([*_ACTIVATIONS, 'swiglu'])}, not {activation!r}"
+            )
         self.activation = activation
         gated = activation == "swiglu"
         if hidden is None:

@@ -1,4 +1,4 @@
-"""Gated linear recurrences: the gates read the input only, so the state is a scan and trains in parallel over time."""
+"""Gated linear recurrences: gates that read the input only make the state a scan, parallel over time."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from .masking import valid_resets
 class MinGRU(Mixer):
     """h_t = (1 - z_t) * h_{t-1} + z_t * (W_h x_t), z_t = sigmoid(W_z x_t) (Feng et al. 2024, section 3.1).
 
-    x: (B,T,dim) -> (B,T,dim). State: h (B,H) with H = expansion * dim; another width than ``dim`` gets a linear
-    projection back. The plain scan is used: the paper's form in logarithms loses three digits in float32.
+    x: (B,T,dim) -> (B,T,dim). State: h (B,H) with H = expansion * dim; another width than ``dim`` gets a
+    linear projection back. The plain scan is used: the paper's form in logarithms loses three digits in
+    float32.
     """
 
     def __init__(self, dim: int, *, expansion: float = 1.0) -> None:

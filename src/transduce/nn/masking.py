@@ -12,17 +12,25 @@ def valid_resets(resets: Tensor | None, mask: Tensor | None) -> Tensor | None:
 
 
 def only_pads_right(mask: Tensor | None) -> bool:
-    """True when every row is some valid steps and then only padding. Reads the mask's values."""
-    return mask is None or not bool((mask[:, 1:] & ~mask[:, :-1]).any())
+    """True when every row is known to be some valid steps and then only padding.
+
+    It reads the mask's values. That would stall an accelerator, and a traced graph cannot hold the question,
+    so the answer there is False, which only means that nothing is known.
+    """
+    if mask is None:
+        return True
+    if mask.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return not bool((mask[:, 1:] & ~mask[:, :-1]).any())
 
 
 def positions(
     x: Tensor, count: Tensor | None, mask: Tensor | None, resets: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """How many valid steps of its row stand before each step since the last reset, and behind the last step.
+    """Valid steps of its row before each step since the last reset, and behind the last step.
 
-    x: (B,T,...). count: (B,), steps before this chunk; None for a fresh start. Resets at masked steps must have
-    been removed (:func:`valid_resets`). Returns (B,T), or (1,T) where all rows are alike, and (B,).
+    x: (B,T,...). count: (B,), steps before this chunk; None for a fresh start. Resets at masked steps must
+    have been removed (:func:`valid_resets`). Returns (B,T), or (1,T) where all rows are alike, and (B,).
     """
     batch, steps = x.shape[:2]
     if mask is None and resets is None:

@@ -1,7 +1,7 @@
 """Classical recurrent networks: the mathematics of a step is a cell, and :class:`Recurrence` runs any cell.
 
-:func:`Elman`, :func:`GRU` and :func:`LSTM` build a recurrence of the usual cells. Gate order and equations are those of
-torch, so weights can be taken over (:func:`from_torch`).
+:func:`Elman`, :func:`GRU` and :func:`LSTM` build a recurrence of the usual cells. Gate order and equations
+are those of torch, so weights can be taken over (:func:`from_torch`).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from .masking import only_pads_right, valid_resets
 class Recurrence(Mixer):
     """Runs a :class:`Cell` over time: s_t = step(inputs(x)_t, s_{t-1}), y_t = project(output(s_t)).
 
-    ``solver``: "loop" calls ``cell.step`` once a step; "fused" calls the cell's own ``solve(pre, state, *, mask, resets) ->
-    (outputs, state)`` for the whole chunk; "auto" takes "fused" where the cell has it. ``project`` maps the
-    cell's output (B,T,H) to the width of the layer; None leaves it as it is.
+    ``solver``: "loop" calls ``cell.step`` once a step; "fused" calls the cell's own
+    ``solve(pre, state, *, mask, resets) -> (outputs, state)`` for the whole chunk; "auto" takes "fused" where
+    the cell has it. ``project`` maps the cell's output (B,T,H) to the width of the layer; None leaves it.
     """
 
     def __init__(self, cell: Cell, *, solver: str = "auto", project: nn.Module | None = None) -> None:
@@ -47,7 +47,7 @@ class Recurrence(Mixer):
         resets = valid_resets(resets, mask)
         pre = self.cell.inputs(zero_masked(x, mask))
         if state is None and only_pads_right(mask):
-            mask = None  # nobody reads behind the last valid step, so the kernels need not hold the rows there
+            mask = None  # nobody reads behind the last valid step, so no kernel need hold the rows there
         before = self.cell.init_state(x.shape[0]) if state is None else state
         run = self.cell.solve if self.fused else self._loop
         y, after = run(pre, before, mask=mask, resets=resets)
@@ -55,7 +55,9 @@ class Recurrence(Mixer):
             y = self.project(y)
         return y, None if state is None else after
 
-    def _loop(self, pre: Tensor, state: State, *, mask: Tensor | None, resets: Tensor | None) -> tuple[Tensor, State]:
+    def _loop(
+        self, pre: Tensor, state: State, *, mask: Tensor | None, resets: Tensor | None
+    ) -> tuple[Tensor, State]:
         steps = pre.shape[1]
         masks = mask.unbind(1) if mask is not None else (None,) * steps
         restarts = resets.unbind(1) if resets is not None else (None,) * steps
@@ -101,7 +103,7 @@ class ElmanCell(Cell):
 
 
 class GRUCell(Cell):
-    """The gated recurrent unit (Cho et al. 2014, section 2.3), with the reset gate behind the product as in torch::
+    """The gated recurrent unit (Cho et al. 2014, section 2.3), its reset gate placed as in torch::
 
         r = sigmoid(W_r x + b_r + U_r h)
         z = sigmoid(W_z x + b_z + U_z h)
@@ -155,8 +157,8 @@ class LSTMCell(Cell):
         i, f, o = sigmoid(W x + b + U h)        g = tanh(W_g x + b_g + U_g h)
         c = f * c + i * g                       h = o * tanh(c)
 
-    x: (B,D), h and c: (B,H); the rows of ``weight`` (4H,H) are U_i, U_f, U_g, U_o as in torch. The forget gate's
-    bias starts at one (Jozefowicz et al. 2015, section 5).
+    x: (B,D), h and c: (B,H); the rows of ``weight`` (4H,H) are U_i, U_f, U_g, U_o as in torch. The forget
+    gate's bias starts at one (Jozefowicz et al. 2015, section 5).
     """
 
     def __init__(self, dim: int, hidden: int) -> None:
@@ -211,7 +213,8 @@ def LSTM(dim: int, hidden: int | None = None, *, solver: str = "auto") -> Recurr
 def from_torch(module: nn.RNNBase) -> Recurrence:
     """The same network as a trained one-layer, one-directional ``torch.nn.RNN`` (tanh), ``GRU`` or ``LSTM``.
 
-    The weights are copied. Layers deeper than one, both directions, ReLU and LSTM projections raise ValueError.
+    The weights are copied. Layers deeper than one, both directions, ReLU and LSTM projections raise
+    ValueError.
     """
     kinds = {"RNN_TANH": ElmanCell, "GRU": GRUCell, "LSTM": LSTMCell}
     if module.mode not in kinds or module.num_layers != 1 or module.bidirectional or module.proj_size:
@@ -228,7 +231,7 @@ def from_torch(module: nn.RNNBase) -> Recurrence:
         if module.bias:
             bias += module.bias_ih_l0
             if module.mode == "GRU":
-                # torch's second bias of the candidate stands inside the reset gate's product, so it stays apart.
+                # torch's second bias of the candidate stands inside the reset gate's product: it stays apart.
                 bias[: 2 * hidden] += module.bias_hh_l0[: 2 * hidden]
                 cell.bias.copy_(module.bias_hh_l0[2 * hidden :])
             else:
@@ -244,7 +247,7 @@ def _recurrence(cell: type[Cell], dim: int, hidden: int | None, solver: str) -> 
 
 
 def _recurrent_weight(gates: int, hidden: int) -> nn.Parameter:
-    """(gates*H, H), each gate's block orthogonal, so that no direction of the state dies or explodes at the start."""
+    """(gates*H, H), each gate's block orthogonal: no direction of the state dies or explodes at the start."""
     return nn.Parameter(torch.cat([nn.init.orthogonal_(torch.empty(hidden, hidden)) for _ in range(gates)]))
 
 

@@ -27,11 +27,12 @@ class RetentionState:
 
 
 class Retention(Mixer):
-    """S_t = gamma_h S_{t-1} + k_t v_t^T, y_t = S_t^T q_t, in ``heads`` heads (Sun et al. 2023, arXiv 2307.08621, section 2).
+    """S_t = gamma_h S_{t-1} + k_t v_t^T, y_t = S_t^T q_t in each head, out = W_o (SiLU(W_g x) * rms_norm(y)).
 
-    q and k are rotated by the row's own position, which is part of the state; gamma_h = 1 - 2^(-5-h). Each head's
-    output is normalised outside of the recurrence, gated by SiLU(W_g x) and projected:
-    out = W_o (SiLU(W_g x) * rms_norm(y)). Value heads are ``expansion`` times as wide as key heads.
+    Sun et al. 2023 (arXiv 2307.08621, section 2).
+    q and k are rotated by the row's own position, which is part of the state; gamma_h = 1 - 2^(-5-h). Each
+    head's output is normalised outside of the recurrence. Value heads are ``expansion`` times as wide as key
+    heads.
     """
 
     def __init__(self, dim: int, heads: int = 4, *, expansion: int = 2) -> None:
