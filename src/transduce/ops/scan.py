@@ -24,12 +24,13 @@ def _prepare(
         raise ValueError(
             f"linear_scan needs a and b of shape (B,T,D), got {tuple(a.shape)} and {tuple(b.shape)}"
         )
-    shape = torch.broadcast_shapes(a.shape, b.shape)
-    dtype = torch.promote_types(a.dtype, b.dtype)
+    # torch.broadcast_shapes costs more than a small scan, so equal shapes do not ask it.
+    shape = a.shape if a.shape == b.shape else torch.broadcast_shapes(a.shape, b.shape)
+    dtype = a.dtype if a.dtype == b.dtype else torch.promote_types(a.dtype, b.dtype)
     state_shape = (shape[0], shape[2])
     if h0 is not None:
         dtype = torch.promote_types(dtype, h0.dtype)
-        if torch.broadcast_shapes(h0.shape, state_shape) != state_shape:
+        if h0.shape != state_shape and torch.broadcast_shapes(h0.shape, state_shape) != state_shape:
             raise ValueError(f"linear_scan needs h0 of shape {state_shape}, got {tuple(h0.shape)}")
     if resets is not None and (resets.shape != shape[:2] or resets.dtype != torch.bool):
         raise ValueError(
@@ -179,8 +180,12 @@ def _run(
 ) -> Tensor:
     a, b, h, dtype = _prepare(a, b, h0, resets)
     resets = None if resets is None else resets.contiguous()
-    a, b, h = (x.resolve_conj().contiguous() for x in (a, b, h))
-    return _Scan.apply(backend, a, b, h, resets, reverse).to(dtype)
+    if dtype.is_complex:
+        a, b, h = a.resolve_conj(), b.resolve_conj(), h.resolve_conj()
+    a, b, h = a.contiguous(), b.contiguous(), h.contiguous()
+    if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad or h.requires_grad):
+        return _Scan.apply(backend, a, b, h, resets, reverse).to(dtype)
+    return _PAIRS[backend][0](a, b, h, resets, reverse).to(dtype)
 
 
 def _why_not_compiled(
