@@ -142,7 +142,7 @@ class BreaksPadding(Decay):
         a = torch.full_like(b, 0.7)
         if mask is not None:
             a = torch.where(mask[..., None], a, 1.0)
-        h = linear_scan(a, b, state, resets=None if resets is None or mask is None else resets & mask)
+        h = linear_scan(a, b, state, resets=resets if resets is None or mask is None else resets & mask)
         return h, None if state is None else h[:, -1].clone()
 
 
@@ -207,7 +207,7 @@ class BreaksExport(Decay):
     """Decides by the values it sees."""
 
     def values(self, x):
-        return self.input(x) if float(x.detach().sum()) > -1e9 else x
+        return x if float(x.detach().sum()) == 1e9 else self.input(x)
 
 
 class OverwritesWithoutGradients(Decay):
