@@ -64,7 +64,8 @@ def load(path: str | os.PathLike, *, device: str = "cpu") -> Transducer:
         folder = folder / "bundle"
     parts = bundle.read(folder)
     page = systems.find(parts.system_name)
-    system = page.build(parts.spec, parts.config_as(page.config_type))
+    with torch.random.fork_rng(devices=[]):  # first weights are drawn and replaced; the caller's numbers stay
+        system = page.build(parts.spec, parts.config_as(page.config_type))
     parts.load_into(system.model)
     system.model.to(device).eval()
     if request is None:

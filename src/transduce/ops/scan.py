@@ -40,8 +40,15 @@ def _prepare(
     if not (dtype.is_floating_point or dtype.is_complex):
         raise ValueError(f"linear_scan needs floating point or complex numbers, got {dtype}")
     work = torch.float32 if dtype in _HALF else dtype
-    state = a.new_zeros(state_shape, dtype=work) if h0 is None else h0.to(work).expand(state_shape)
-    return a.to(work).expand(shape), b.to(work).expand(shape), state, dtype
+    state = a.new_zeros(state_shape, dtype=work) if h0 is None else _as(h0, work, state_shape)
+    return _as(a, work, shape), _as(b, work, shape), state, dtype
+
+
+def _as(x: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """``x`` in this dtype and shape; nothing is called for what it already is."""
+    if x.dtype != dtype:
+        x = x.to(dtype)
+    return x if x.shape == shape else x.expand(shape)
 
 
 @op
@@ -184,8 +191,10 @@ def _run(
         a, b, h = a.resolve_conj(), b.resolve_conj(), h.resolve_conj()
     a, b, h = a.contiguous(), b.contiguous(), h.contiguous()
     if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad or h.requires_grad):
-        return _Scan.apply(backend, a, b, h, resets, reverse).to(dtype)
-    return _PAIRS[backend][0](a, b, h, resets, reverse).to(dtype)
+        out = _Scan.apply(backend, a, b, h, resets, reverse)
+    else:
+        out = _PAIRS[backend][0](a, b, h, resets, reverse)
+    return out if out.dtype == dtype else out.to(dtype)
 
 
 def _why_not_compiled(
