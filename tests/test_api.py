@@ -38,7 +38,9 @@ def language_model(folder, text, units="chars"):
 
 
 def test_a_fit_is_what_load_opens(trained):
+    drawn = torch.get_rng_state()
     again = transduce.load(trained.path.parent)
+    assert torch.equal(torch.get_rng_state(), drawn), "opening a model disturbs nobody's random numbers"
     assert again.predict(["ab", "c"]) == trained.predict(["ab", "c"])
     assert transduce.load(trained.path).predict("ab") == trained.predict("ab")
     assert again.spec == trained.spec and again.metrics == trained.metrics and "valid" in again.metrics

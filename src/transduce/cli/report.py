@@ -44,8 +44,10 @@ def finish(out: Path, prepared: Prepared, result: TrainResult, device: Any) -> N
 def _next(model: Transducer, held_out: Encoded, split: str, out: Path) -> list[list[str]]:
     """Commands that work on this model: an example it can read, and its figures."""
     if model.is_language_model:
-        texts = (e.target[:12].strip() for e in held_out.examples)
-        return [["predict", str(out), next((t for t in texts if t and not model.spec.target.unknown(t)), "")]]
+        # A word from inside, since the first one may be half cut off.
+        words = (word for e in held_out.examples for word in e.target.split()[1:2] or e.target.split())
+        plain = (word for word in words if shlex.quote(word) == word and not model.spec.target.unknown(word))
+        return [["predict", str(out), next(plain, "")]]
     sources = [e.source for e in held_out.examples]
     known = next((s for s in sources if not model.spec.source.unknown(s)), None)
     example = [sources[0], "--allow-unknown"] if known is None else [known]
