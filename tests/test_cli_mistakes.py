@@ -4,15 +4,18 @@ traceback that says where to report it."""
 import dataclasses
 import errno
 import json
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from transduce import systems
-from transduce.cli import machine, main as entry
+from transduce.cli import machine
+from transduce.cli import main as entry
 from transduce.cli.main import main
 from transduce.core.errors import UserError
 from transduce.core.protocols import Claim
@@ -324,3 +327,18 @@ def test_a_check_is_recorded_and_a_smoke_run_never_takes_its_place(
     monkeypatch.setattr(systems, "names", lambda: ["grconv"])
     assert main(["systems", "--results", str(tmp_path)]) == 0
     assert f"{int(value < 0.5)} of 1 claims hold" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- the page
+
+
+def test_the_page_names_commands_and_flags_that_exist(capsys):
+    page = (Path(__file__).parent.parent / "docs" / "cli.md").read_text()
+    typed = [shlex.split(line[2:]) for line in page.splitlines() if line.startswith("$ transduce ")]
+    assert {words[1] for words in typed} >= set(entry.COMMANDS)
+    for words in typed:
+        command = words[1:3] if words[1] == "fit" and words[2] in systems.names() else words[1:2]
+        flags = {word for word in words if word.startswith("--")}
+        main([*command, "--help"])
+        shown = capsys.readouterr().out
+        assert all(f"{flag} " in shown or flag == "--help" for flag in flags), (words, flags)

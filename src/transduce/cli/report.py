@@ -16,8 +16,8 @@ from transduce.train.plots import attention_map
 from transduce.train.storage import replace_file, to_json, writing
 
 PICTURES = 3
-DRAWN_LENGTH = 9
-"""Sources of about so many symbols make attention maps that can be read at a glance."""
+MIDDLING = 9
+"""Sources of about so many symbols make attention maps and examples that can be read at a glance."""
 
 
 def finish(out: Path, prepared: Prepared, result: TrainResult, device: Any) -> None:
@@ -48,7 +48,7 @@ def _next(model: Transducer, held_out: Encoded, split: str, out: Path) -> list[l
         words = (word for e in held_out.examples for word in e.target.split()[1:2] or e.target.split())
         plain = (word for word in words if shlex.quote(word) == word and not model.spec.target.unknown(word))
         return [["predict", str(out), next(plain, "")]]
-    sources = [e.source for e in held_out.examples]
+    sources = [held_out.examples[i].source for i in _by_length(held_out)]
     known = next((s for s in sources if not model.spec.source.unknown(s)), None)
     example = [sources[0], "--allow-unknown"] if known is None else [known]
     part = [] if split == "test" else ["--split", split]
@@ -129,12 +129,16 @@ def percent(share: float) -> str:
     return f"{100 * share:.2f} %"
 
 
+def _by_length(part: Encoded) -> list[int]:
+    """Rows of pairs, those of middling length first."""
+    lengths = [len(s) for s in part.sources]
+    return sorted(range(len(lengths)), key=lambda i: (abs(lengths[i] - MIDDLING), i))
+
+
 def draw_attention(model: Transducer, part: Encoded, folder: RunFolder) -> list[Path]:
     """Attention maps of the model's own answers to a few sources of middling length."""
-    lengths = [len(s) for s in part.sources]
-    order = sorted(range(len(lengths)), key=lambda i: (abs(lengths[i] - DRAWN_LENGTH), i))[:PICTURES]
     drawn: list[Path] = []
-    for number, row in enumerate(order, 1):
+    for number, row in enumerate(_by_length(part)[:PICTURES], 1):
         source = part.examples[row].source
         ((best, *_),) = model.predictions([source], allow_unknown=True)
         weights = model.align(source, best)

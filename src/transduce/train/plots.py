@@ -31,7 +31,8 @@ def _figure(width: float, height: float) -> Figure:
 def _save(figure: Figure, path: Path | str) -> Path:
     """Write a PNG atomically."""
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", facecolor="white")
+    # tight: a square map inside the layout may push its axis label over the edge
+    figure.savefig(picture, format="png", facecolor="white", bbox_inches="tight", pad_inches=0.08)
     path = Path(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
