@@ -8,10 +8,10 @@ import sys
 
 import pytest
 import torch
+from cli_cases import refused, write_pairs
 
 import transduce
 from transduce.cli.main import COMMANDS, main
-from transduce.data import synthetic
 from transduce.train import bundle, progress
 
 SMALL = ["--embed", "8", "--encoder", "8", "--hidden", "16", "--attention", "8"]
@@ -20,12 +20,7 @@ FAST = ["--max-steps", "12", "--evaluations", "1", "--evaluation-rows", "20", "-
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "pairs.tsv"
-    corpus = synthetic.make("synthetic-reverse", train=180, held_out=10, shortest=2, longest=6)
-    path.write_text(
-        "".join(f"{e.source}\t{e.target}\n" for e in [*corpus.train, *corpus.valid, *corpus.test])
-    )
-    return path
+    return write_pairs(tmp_path_factory.mktemp("data") / "pairs.tsv", train=180, held_out=10, longest=6)
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +28,6 @@ def run(pairs, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
     assert main(["fit", "rnnsearch", "--data", str(pairs), "--out", str(out), *SMALL, *FAST]) == 0
     return out
-
-
-def refused(capsys, *arguments):
-    """The one sentence that a mistake is answered with."""
-    capsys.readouterr()
-    assert main([str(a) for a in arguments]) == 2
-    err = capsys.readouterr().err
-    assert "Traceback" not in err
-    lines = [line for line in err.splitlines() if line.startswith("transduce: ")]
-    assert len(lines) == 1, err
-    return lines[0]
 
 
 # ---------------------------------------------------------------- help

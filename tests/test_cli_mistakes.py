@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cli_cases import refused, write_pairs
 
 from transduce import systems
 from transduce.cli import machine
@@ -19,7 +20,7 @@ from transduce.cli import main as entry
 from transduce.cli.main import main
 from transduce.core.errors import UserError
 from transduce.core.protocols import Claim
-from transduce.data import fetch, synthetic
+from transduce.data import fetch
 
 SMALL = ["--embed", "8", "--encoder", "8", "--hidden", "8", "--attention", "8"]
 FAST = ["--max-steps", "2", "--evaluations", "0", "--precision", "float32"]
@@ -27,12 +28,7 @@ FAST = ["--max-steps", "2", "--evaluations", "0", "--precision", "float32"]
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "pairs.tsv"
-    corpus = synthetic.make("synthetic-reverse", train=60, held_out=5, shortest=2, longest=5)
-    path.write_text(
-        "".join(f"{e.source}\t{e.target}\n" for e in [*corpus.train, *corpus.valid, *corpus.test])
-    )
-    return path
+    return write_pairs(tmp_path_factory.mktemp("data") / "pairs.tsv", train=60, held_out=5, longest=5)
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +36,6 @@ def run(pairs, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
     assert main(["fit", "rnnsearch", "--data", str(pairs), "--out", str(out), *SMALL, *FAST]) == 0
     return out
-
-
-def refused(capsys, *arguments):
-    """The one sentence that a mistake is answered with."""
-    capsys.readouterr()
-    assert main([str(a) for a in arguments]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    said = [line for line in lines if line.startswith("transduce: ")]
-    assert len(said) == 1 and lines[-1] == said[0] and not any("Traceback" in line for line in lines), lines
-    return said[0]
 
 
 def fails_with(monkeypatch, problem):
