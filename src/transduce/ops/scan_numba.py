@@ -8,34 +8,30 @@ from __future__ import annotations
 
 import math
 
-import numba
-import numpy as np
 import torch
 from numba import carray
 from torch import Tensor
 
 from .kernels import Kernel, as_bytes, as_size, thread_number, threads_for
+from .lanes import Lanes, lanewise
 
 _LANES = 16
 """Channels of one vector register: a strip is never narrower, or its threads would share registers' worth of
 work."""
 
-_row = numba.njit(fastmath={"contract"}, error_model="numpy", inline="never")
+
+def _step(a: Lanes, b: Lanes, before: Lanes) -> tuple[Lanes]:
+    return (a * before + b,)
 
 
-@_row
-def _step(a, b, before, out):  # noqa: ANN001, ANN202
-    for j in range(out.shape[0]):
-        out[j] = a[j] * before[j] + b[j]
+def _step_back(grad: Lanes, a: Lanes, before: Lanes, carry: Lanes) -> tuple[Lanes, Lanes, Lanes]:
+    """da, db and the carry of the step before."""
+    u = grad + carry
+    return u * before.conj(), u, u * a.conj()
 
 
-@_row
-def _step_back(grad, a, before, carry, da, db):  # noqa: ANN001, ANN202
-    for j in range(carry.shape[0]):
-        u = grad[j] + carry[j]
-        db[j] = u
-        da[j] = u * np.conj(before[j])
-        carry[j] = u * np.conj(a[j])
+_step_up, _step_down = lanewise(_step, inputs=3), lanewise(_step, inputs=3, falling=True)
+_back_up, _back_down = lanewise(_step_back, inputs=4), lanewise(_step_back, inputs=4, falling=True)
 
 
 def _forward(data) -> None:  # noqa: ANN001
@@ -58,8 +54,10 @@ def _forward(data) -> None:  # noqa: ANN001
             now = out[row, t, lo:hi]
             if has_resets and resets[row, t]:
                 now[:] = b[row, t, lo:hi]
+            elif reverse:
+                _step_down((a[row, t, lo:hi], b[row, t, lo:hi], before, now))
             else:
-                _step(a[row, t, lo:hi], b[row, t, lo:hi], before, now)
+                _step_up((a[row, t, lo:hi], b[row, t, lo:hi], before, now))
             before = now
 
 
@@ -90,7 +88,11 @@ def _backward(data) -> None:  # noqa: ANN001
             if s > 0:
                 before = h[row, t + 1 if reverse else t - 1, lo:hi]
             da_now, db_now = da[row, t % kept_a, lo:hi], db[row, t % kept_b, lo:hi]
-            _step_back(grad[row, t, lo:hi], a[row, t, lo:hi], before, carry, da_now, db_now)
+            rows = (grad[row, t, lo:hi], a[row, t, lo:hi], before, carry, da_now, db_now, carry)
+            if reverse:
+                _back_up(rows)
+            else:
+                _back_down(rows)
             if has_resets and resets[row, t]:
                 da_now[:] = 0
                 carry[:] = 0
