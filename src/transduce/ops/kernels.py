@@ -13,6 +13,7 @@ This module imports numba: import it inside the function that first needs a kern
 from __future__ import annotations
 
 import ctypes
+from array import array
 from pathlib import Path
 from typing import Callable, Sequence
 
@@ -114,29 +115,32 @@ class Kernel:
 
     def __init__(self, fn: Callable[..., None]) -> None:
         self._fn = fn
-        self._compiled: dict[torch.dtype, numba.core.ccallback.CFunc] = {}
+        self._alive: list[object] = []  # the owners of the machine code
+        self._compiled: dict[torch.dtype, tuple[int, Callable[[int], None]]] = {}
 
     @staticmethod
     def serves(dtype: torch.dtype) -> bool:
         return dtype in _TYPES
 
-    def _compile(self, dtype: torch.dtype) -> numba.core.ccallback.CFunc:
+    def _compile(self, dtype: torch.dtype) -> tuple[int, Callable[[int], None]]:
+        """Where the machine code begins, and the same to be called from Python."""
         signature = types.void(types.CPointer(types.CPointer(_TYPES[dtype])))
         try:
-            return numba.cfunc(signature, cache=True)(self._fn)
+            compiled = numba.cfunc(signature, cache=True)(self._fn)
         except (OSError, RuntimeError):  # no folder for the cache, or a full disk
-            return numba.cfunc(signature)(self._fn)
+            compiled = numba.cfunc(signature)(self._fn)
+        self._compiled[dtype] = entry = compiled.address, _ENTRY(compiled.address)
+        self._alive.append(compiled)
+        return entry
 
     def prepare(
         self, dtype: torch.dtype, tensors: Sequence[Tensor | None], sizes: Sequence[int], threads: int
     ) -> Launch:
         """A call to be made many times. The tensors must be contiguous, on the CPU, and of the layout ``fn``
         expects."""
-        assert all(t is None or (t.is_contiguous() and t.device.type == "cpu") for t in tensors)
-        compiled = self._compiled.get(dtype)
-        if compiled is None:
-            compiled = self._compiled[dtype] = self._compile(dtype)
-        return Launch(compiled.address, tensors, sizes, threads)
+        for t in tensors:
+            assert t is None or (t.is_contiguous() and t.is_cpu)
+        return Launch(self._compiled.get(dtype) or self._compile(dtype), tensors, sizes, threads)
 
     def launch(
         self, dtype: torch.dtype, tensors: Sequence[Tensor | None], sizes: Sequence[int], threads: int
@@ -149,18 +153,23 @@ class Launch:
     """A kernel with its arguments. ``set_last(n)`` changes the last size; calling it runs the kernel."""
 
     def __init__(
-        self, address: int, tensors: Sequence[Tensor | None], sizes: Sequence[int], threads: int
+        self,
+        entry: tuple[int, Callable[[int], None]],
+        tensors: Sequence[Tensor | None],
+        sizes: Sequence[int],
+        threads: int,
     ) -> None:
-        words = [0 if t is None else t.data_ptr() for t in tensors] + list(sizes)
-        self._words = (ctypes.c_int64 * len(words))(*words)
-        self._tensors = tuple(tensors)  # they must live as long as their addresses are used
-        self._entry, self._address, self._threads = _ENTRY(address), address, threads
+        self._words = array("q", [0 if t is None else t.data_ptr() for t in tensors])
+        self._words.extend(sizes)
+        self._tensors = tensors  # they must live as long as their addresses are used
+        self._address, self._entry = entry
+        self._threads = threads
 
     def set_last(self, value: int) -> None:
         self._words[-1] = value
 
     def __call__(self) -> None:
-        data = ctypes.addressof(self._words)
+        data, _ = self._words.buffer_info()
         if self._threads == 1 or _runtime is None:
             self._entry(data)
         else:
