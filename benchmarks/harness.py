@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Callable, Mapping, Sequence
 
@@ -204,6 +204,7 @@ def run(benchmark: Benchmark) -> None:
     parser.add_argument("--child", nargs=2, metavar=("CASE", "PEER"), help=argparse.SUPPRESS)
     parser.add_argument("--keep-heap", action="store_true", help="apply keep_large_blocks() in every process")
     parser.add_argument("--only", default="", help="cases whose name contains this; nothing is written then")
+    parser.add_argument("--rounds", type=int, default=1, help="processes per contestant, in turns; the best counts")
     options = parser.parse_args()
     if options.keep_heap:
         from transduce.core.heap import keep_large_blocks
@@ -220,15 +221,24 @@ def run(benchmark: Benchmark) -> None:
     results: list[Result] = []
     for case in benchmark.cases:
         if options.only in case:
-            mine = [in_own_process(module, case, peer, options=extra) for peer in benchmark.peers(case)]
+            rounds = [
+                [in_own_process(module, case, peer, options=extra) for peer in benchmark.peers(case)]
+                for _ in range(options.rounds)
+            ]
+            mine = [_best(tries) for tries in zip(*rounds)]
             print(table(mine), flush=True)
             results += mine
     if not options.only:
         suffix = "-keep-heap" if options.keep_heap else ""
-        path = save(
-            f"bench-{benchmark.name}{suffix}", " ".join(["python -m", module, *extra]), results, before
-        )
+        command = ["python -m", module, *extra, *(["--rounds", str(options.rounds)] if options.rounds > 1 else [])]
+        path = save(f"bench-{benchmark.name}{suffix}", " ".join(command), results, before)
         print(f"\nload average {environment()['load_average']}; written: results/{path.name}")
+
+
+def _best(tries: Sequence[Result]) -> Result:
+    """The fastest of several processes, with the best limit that any of them saw."""
+    best = min(tries, key=lambda r: (r.best_ms is None, r.best_ms or 0.0))
+    return replace(best, limit_ms=case_limit(tries))
 
 
 def _check_ops(ops: Sequence[object]) -> None:

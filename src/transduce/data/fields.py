@@ -14,6 +14,9 @@ from transduce.core.seq import BOS, EOS, PAD, UNK
 Units = Literal["chars", "words", "bytes", "bpe"]
 UNITS = ("chars", "words", "bytes", "bpe")
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
+SEPARATOR = "\N{SYMBOL FOR UNIT SEPARATOR}"
+"""Stands between the parts of a source that is made of several (sentences of a story, versions of a text): one
+symbol for characters, and for words where white space surrounds it."""
 BYTES = (*SPECIAL, *(f"<{b:02x}>" for b in range(256)))
 _SURROGATE = re.compile("[\ud800-\udfff]")
 assert (PAD, BOS, EOS, UNK) == (0, 1, 2, 3)
@@ -109,6 +112,10 @@ class TextField:
         if self.units in ("bytes", "bpe"):
             return lone_surrogates(text)
         return [s for s in dict.fromkeys(_pieces(text, self.units)) if s not in self._ids]
+
+    def id_of(self, symbol: str) -> int | None:
+        """The id of one symbol; None where the vocabulary lacks it."""
+        return self._ids.get(symbol)
 
     def to_json(self) -> dict[str, Any]:
         return {"units": self.units, "symbols": list(self.symbols), "tokenizer": self.tokenizer_json}
