@@ -11,12 +11,13 @@ import re
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 from transduce.core.errors import DataError
 
 from . import hub, memory
 from .arrow import read_parquet
+from .compare import are_swapped, overlaps, swap_note
 from .examples import Example, Examples, Rows
 from .quarantine import Bad, Quarantine
 from .readers import (
@@ -31,7 +32,7 @@ from .readers import (
     read_windows,
 )
 from .rows import LONGEST, Columns, Rules
-from .split import carve, overlap, split
+from .split import carve, split
 
 __all__ = ["FORMATS", "LONGEST", "WINDOW", "Columns", "Part", "Rules", "are_windows", "is_path", "read_part",
            "read_parts", "windows"]  # fmt: skip
@@ -189,16 +190,11 @@ def _look(source: Any, rows: Rows, share: float, rules: Rules) -> None:
 # ---------------------------------------------------------------- parts
 
 
-def read_parts(path: Path | str, rules: Rules = Rules()) -> tuple[str, dict[str, Sequence[Example]], list[str], bool]:
-    """The kind ("pairs" or "text") and the examples by part, of one file, of a folder or of an ``hf:`` data
-    set; what should be known about them, a sentence each; whether the texts are windows of a longer one.
-
-    Raises :class:`DataError` where the data cannot be read, or more rows are broken than ``rules`` allow.
-    """
+def read_given(path: Path | str, rules: Rules = Rules()) -> dict[str, Part]:
+    """What a file ("train" alone), a folder or an ``hf:`` data set holds by part, nothing judged or split."""
     name = os.fspath(path)
     if name.startswith(hub.PREFIX):
-        data = hub.open_parts(name)
-        read = {part: _read_dataset(name, split, rules) for part, split in data.items()}
+        read = {part: _read_dataset(name, split, rules) for part, split in hub.open_parts(name).items()}
     else:
         path = Path(path)
         if not os.path.exists(path):
@@ -208,21 +204,32 @@ def read_parts(path: Path | str, rules: Rules = Rules()) -> tuple[str, dict[str,
         if len(kinds) > 1:
             raise DataError(f"{path} mixes .txt files with tables; give all three parts in one format.")
         read = {part: read_part(found, rules) for part, found in files.items()}
+    if len({part.kind for part in read.values() if len(part.examples)}) > 1:
+        raise DataError(f"{name} mixes texts with pairs of source and target; give all parts in one form.")
+    return read
+
+
+def read_parts(path: Path | str, rules: Rules = Rules()) -> tuple[str, dict[str, Sequence[Example]], list[str], bool]:
+    """The kind ("pairs" or "text") and the examples of all three parts; what should be known about them, a
+    sentence each; whether the texts are windows of a longer one.
+
+    Raises :class:`DataError` where the data cannot be read, or more rows are broken than ``rules`` allow.
+    """
+    read = read_given(path, rules)
     for part in read.values():
         part.quarantine.enforce()
     kind = read["train"].kind
-    if any(part.kind != kind for part in read.values()):
-        raise DataError(f"{name} mixes texts with pairs of source and target; give all parts in one form.")
     notes = [note for part in read.values() if (note := part.quarantine.note())]
     parts = _completed({part: found.examples for part, found in read.items()})
     if not all(len(p) for p in parts.values()):
         rows = "sources" if kind == "pairs" else "texts"
         raise DataError(
-            f"{name} has too few different {rows} to train, validate and test on; it needs at least three."
+            f"{path} has too few different {rows} to train, validate and test on; it needs at least three."
         )
     windowed = all(part.windowed for part in read.values())
     if not windowed:
         notes += overlaps(parts, kind)
+    notes += [swap_note(n) for n in ("valid", "test") if n in read and are_swapped(parts["train"], parts[n])]
     return kind, parts, notes, windowed
 
 
@@ -242,23 +249,6 @@ def _completed(parts: dict[str, Sequence[Example]]) -> dict[str, Sequence[Exampl
         if name not in parts:
             parts["train"], parts[name] = carve(parts["train"], name)
     return {name: parts[name] for name in PARTS}
-
-
-def overlaps(parts: Mapping[str, Sequence[Example]], kind: str = "pairs") -> list[str]:
-    """A sentence for each held-out part whose sources (texts: the texts themselves) stand in training too."""
-    noun = "sources" if kind == "pairs" else "texts"
-    found: list[str] = []
-    for name in ("test", "valid"):
-        shared = overlap(parts[name], parts["train"])
-        count = int(shared.sum())
-        if count:
-            first = parts[name][int(shared.argmax())]
-            text = first.target if first.source is None else first.source
-            found.append(
-                f"{count:,} of {len(shared):,} {name} {noun} stand in the training part too (the first: "
-                f'"{text[:60]}"), so figures on them are better than those on new ones.'
-            )
-    return found
 
 
 def windows(text: str, size: int) -> list[Example]:

@@ -89,9 +89,9 @@ class Quarantine:
         if not self.bad:
             return None
         first = self.commonest()
-        are = "row is broken and was" if self.bad == 1 else "rows are broken and were"
+        are = "is broken and was" if self.bad == 1 else "are broken and were"
         return (
-            f"{first.path.name}: {self.bad:,} of {self.rows:,} {are} left out; most often: {first.reason}, first "
+            f"{first.path.name}: {self.bad:,} of {self.rows:,} rows {are} left out; most often: {first.reason}, first "
             f"in {'line' if first.path.suffix != '.parquet' else 'row'} {first.row:,}."
         )
 

@@ -39,7 +39,7 @@ def load_corpus(
             raise DataError(f"--max-rows must be at least 1, got {max_rows}.")
         joins = join_of(source_units), join_of(target_units)
         kind, parts, notes, windowed = read_parts(name_or_path, Rules(columns, joins, max_bad, max_rows))
-        short = name_or_path if name_or_path.startswith(hub.PREFIX) else Path(name_or_path).name
+        short = Path(name_or_path.removeprefix(hub.PREFIX)).name.replace(":", "-")
         corpus = Corpus(
             short,
             kind,
@@ -60,3 +60,12 @@ def load_corpus(
         source_units=source_units or corpus.source_units,
         target_units=target_units or corpus.target_units,
     )
+
+
+def anywhere(name: str) -> str:
+    """A name as it is; a path, that behind ``hf:`` included, so that it can be found from any folder."""
+    if name.startswith(hub.PREFIX):
+        folder, _, split = hub.parse(name)
+        whole = ":".join([os.path.abspath(folder), *([split] if split else [])])
+        return f"{hub.PREFIX}{whole}" if os.path.exists(folder) else name
+    return str(Path(name).resolve()) if os.path.exists(name) else name
