@@ -11,6 +11,7 @@ from cli_cases import refused
 
 from transduce import systems
 from transduce.api import fit
+from transduce.cli.data import DataOptions
 from transduce.cli.main import main
 from transduce.core.errors import DataError
 from transduce.data import Example, load_corpus
@@ -184,9 +185,7 @@ def test_columns_that_are_alike_are_never_called_swapped(seed):
 def test_training_warns_of_swapped_columns_and_of_test_sources(tmp_path, capsys):
     train, test = translations(200, 1), translations(30, 2)
     path = folder(tmp_path / "d", train=train, valid=translations(10, 3), test=[(t, s) for s, t in test] + train[:2])
-    small = ["--embed", "8", "--encoder", "8", "--hidden", "8", "--attention", "8"]
-    fast = ["--max-steps", "1", "--evaluations", "0", "--precision", "float32"]
-    assert main(["fit", "rnnsearch", "--data", path, "--out", str(tmp_path / "run"), *small, *fast]) == 0
+    DataOptions(data=path).load()
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert len(notes) == 2 and "2 of 32 test sources stand in the training" in notes[0]
     assert "The test sources look like the training targets" in notes[1]

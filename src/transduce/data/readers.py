@@ -14,6 +14,7 @@ import json
 import os
 import zlib
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Callable, Iterator, TextIO
 
@@ -133,14 +134,11 @@ def read_table(path: Path, rules: Rules, progress: Progress) -> Iterator[Found]:
             raise DataError(f"{first.message}.")
         header = first[0]
         by_position = rules.columns is None and len(header) == 2 and not {"source", "target"} & set(header)
-        if by_position:
-            wanted = (Side("source", (0,)), Side("target", (1,)))
-            yield _table_row(path, first, wanted, len(header))
-        else:
-            named = sides(path, rules, header, texts=False)
-            wanted = tuple(Side(s.name, tuple(map(header.index, s.columns)), s.join) for s in named)
-        for row in rows:
-            yield row if isinstance(row, Bad) else _table_row(path, row, wanted, len(header))
+        names = ["source", "target"] if by_position else header
+        wanted = sides(path, rules, names, nested=False)
+        places = {column: names.index(column) for side in wanted for column in side.columns}
+        for row in chain([first] if by_position else [], rows):
+            yield row if isinstance(row, Bad) else _table_row(path, row, wanted, places, len(header))
 
 
 _Row = tuple[list[str], int, str, int]
@@ -178,9 +176,11 @@ def _table_rows(path: Path, stream: TextIO) -> Iterator[_Row | Bad]:
         )  # fmt: skip
 
 
-def _table_row(path: Path, row: _Row, wanted: tuple[Side, ...], width: int) -> Found:
+def _table_row(
+    path: Path, row: _Row, wanted: tuple[Side, ...], places: dict[str, int], width: int
+) -> Found:
     cells, number, raw, count = row
-    needed = 1 + max(column for side in wanted for column in side.columns)
+    needed = 1 + max(places.values())
     if len(cells) < needed:
         message = f"{path} line {number} has {len(cells)} columns; {needed} are needed"
         return Bad(path, number, "too few columns", message, raw, count)
@@ -188,7 +188,7 @@ def _table_row(path: Path, row: _Row, wanted: tuple[Side, ...], width: int) -> F
         mend = "quote texts that hold a comma" if format_of(path) == ".csv" else "remove tabs inside of texts"
         message = f"{path} line {number} has {len(cells)} columns, the first line {width}; {mend}"
         return Bad(path, number, "too many columns", message, raw, count)
-    return read_row((path, "line", number), wanted, cells.__getitem__, raw, count)
+    return read_row((path, "line", number), wanted, lambda c: cells[places[c]], raw, count)
 
 
 # ---------------------------------------------------------------- objects

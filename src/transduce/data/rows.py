@@ -57,24 +57,24 @@ class Side:
     join: str = SEPARATOR
 
 
-def sides(path: Path, rules: Rules, known: Collection[str], texts: bool = True) -> tuple[Side, ...]:
+def sides(path: Path, rules: Rules, known: Collection[str], nested: bool = True) -> tuple[Side, ...]:
     """The sides of a table with the columns ``known``: source and target, or where it has neither (and none
     was asked for) its column "text".
 
-    A name with dots may lead into a column of named values (``translation.de``). Raises :class:`DataError`
-    for a column that is not there.
+    In formats with ``nested`` values a name with dots may lead into them (``translation.de``); those without
+    (.tsv, .csv) hold no lone column "text" either. Raises :class:`DataError` for a column that is not there.
     """
-    if texts and rules.columns is None and "text" in known and not {"source", "target"} & set(known):
+    if nested and rules.columns is None and "text" in known and not {"source", "target"} & set(known):
         return (Side("text", ("text",)),)
     wanted = rules.columns or ("source", "target")
     return tuple(
-        Side(side, _parts(path, name, known), join)
+        Side(side, _parts(path, name, known, nested), join)
         for side, name, join in zip(("source", "target"), wanted, rules.joins)
     )
 
 
-def _parts(path: Path, name: str, known: Collection[str]) -> tuple[str, ...]:
-    has = lambda column: column in known or column.split(".", 1)[0] in known
+def _parts(path: Path, name: str, known: Collection[str], dotted: bool) -> tuple[str, ...]:
+    has = lambda column: column in known or (dotted and column.split(".", 1)[0] in known)
     parts = (name,) if has(name) else tuple(name.split("+"))
     for part in parts:
         if not has(part):
