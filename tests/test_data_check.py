@@ -139,9 +139,11 @@ def folder(tmp_path, **parts):
 def test_test_sources_in_training_are_counted(tmp_path):
     decomposed = "cafe\u0301 noir"
     train = [*GOOD[:300], ("caf\u00e9 noir", "k")]
-    path = folder(tmp_path, train=train, valid=GOOD[300:310], test=[*GOOD[295:298], *GOOD[310:350], (decomposed, "k")])
+    path = folder(
+        tmp_path, train=train, valid=GOOD[300:310], test=[*GOOD[295:298], *GOOD[310:350], (decomposed, "k")]
+    )
     (note,) = load_corpus(path).notes
-    assert note.startswith("4 of 44 test sources stand in the training part too (the first: \"word295\")")
+    assert note.startswith('4 of 44 test sources stand in the training part too (the first: "word295")')
 
 
 def translations(count, seed):
@@ -184,7 +186,9 @@ def test_columns_that_are_alike_are_never_called_swapped(seed):
 
 def test_training_warns_of_swapped_columns_and_of_test_sources(tmp_path, capsys):
     train, test = translations(200, 1), translations(30, 2)
-    path = folder(tmp_path / "d", train=train, valid=translations(10, 3), test=[(t, s) for s, t in test] + train[:2])
+    path = folder(
+        tmp_path / "d", train=train, valid=translations(10, 3), test=[(t, s) for s, t in test] + train[:2]
+    )
     DataOptions(data=path).load()
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert len(notes) == 2 and "2 of 32 test sources stand in the training" in notes[0]
@@ -209,7 +213,9 @@ def test_the_report_lists_everything(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "x.tsv: 407 rows, 2 broken (0.491 %; 1 % may be): left out in training" in said
     assert "1 (0.246 %): an empty source\n             x.tsv 404: '\\tb'" in said
-    assert "a control character" in said and "403 sources, 1 of them with several targets; 1 rows repeat" in said
+    assert (
+        "a control character" in said and "403 sources, 1 of them with several targets; 1 rows repeat" in said
+    )
     assert "sources    3 to 7 chars" in said and "3 sources that read nan, none" in said
     found = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(r["row"], r["reason"], r["raw"]) for r in found] == [
@@ -231,7 +237,10 @@ def test_files_and_parts_are_compared(tmp_path, capsys):
     b = written(tmp_path, "b.tsv", "".join(f"{t}\t{s}\n" for s, t in test) + f"{train[0][0]}\tQ\n")
     assert main(["data", "check", b, "--train", a]) == 0
     said = capsys.readouterr().out
-    assert "train: 200 rows, none broken" in said and "columns of one of the two files seem to be swapped" in said
+    assert (
+        "train: 200 rows, none broken" in said
+        and "columns of one of the two files seem to be swapped" in said
+    )
     assert "1 of 31 test sources stand in the training part too" in said
     assert "The test targets hold 2 chars that the training part lacks ('o' 'Q')" in said
     path = folder(tmp_path / "d", train=train, valid=train[:3], test=test)

@@ -41,10 +41,9 @@ def rows_of(corpus):
 
 def parquet(path, columns):
     pa = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
+    writer = pytest.importorskip("pyarrow.parquet")
     path.parent.mkdir(parents=True, exist_ok=True)
-    pa.parquet.write_table(pa.table(columns), path)
+    writer.write_table(pa.table(columns), path)
     return str(path)
 
 
@@ -85,7 +84,9 @@ def test_broken_parquet_rows_and_files(tmp_path):
     path = parquet(tmp_path / "x.parquet", {"source": sources, "target": targets})
     (note,) = load_corpus(path, max_bad=0.1).notes
     assert "2 of 62 rows" in note and "a missing value, first in row 61" in note
-    with pytest.raises(DataError, match='row 61 has no value in column "source".*2 of 62 rows are broken, 1 of them'):
+    with pytest.raises(
+        DataError, match='row 61 has no value in column "source".*2 of 62 rows are broken, 1 of them'
+    ):
         load_corpus(path)
     raw = pa.array([*(s.encode() for s, _ in ROWS), b"a\xff"], pa.binary())
     broken = pa.StringArray.from_buffers(len(raw), *raw.buffers()[1:])
@@ -102,7 +103,12 @@ def test_broken_parquet_rows_and_files(tmp_path):
     with pytest.raises(DataError, match='no column "source".*It has a, b'):
         load_corpus(parquet(tmp_path / "c.parquet", {"a": ["x"], "b": ["y"]}))
     with pytest.raises(DataError, match="no rows"):
-        load_corpus(parquet(tmp_path / "e.parquet", {"source": pa.array([], pa.string()), "target": pa.array([], pa.string())}))
+        load_corpus(
+            parquet(
+                tmp_path / "e.parquet",
+                {"source": pa.array([], pa.string()), "target": pa.array([], pa.string())},
+            )
+        )
 
 
 @pytest.mark.parametrize("module, name", [("pyarrow", "x.parquet"), ("datasets", "hf:some/set")])
@@ -127,9 +133,13 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, module
 def test_a_part_may_have_several_files(tmp_path):
     for i in range(3):
         written(tmp_path, f"train-{i:05d}-of-00003.tsv", table(ROWS[10 * i : 10 * i + 10]))
-    written(tmp_path, "validation.jsonl", "".join(json.dumps({"source": s, "target": t}) + "\n" for s, t in ROWS[30:40]))
-    written(tmp_path, "test/a.csv.gz", gzip.compress("source,target\nword50,x\n".encode()))
-    written(tmp_path, "test/b.csv.gz", gzip.compress("target,source\ny,word51\n".encode()))
+    written(
+        tmp_path,
+        "validation.jsonl",
+        "".join(json.dumps({"source": s, "target": t}) + "\n" for s, t in ROWS[30:40]),
+    )
+    written(tmp_path, "test/a.csv.gz", gzip.compress(b"source,target\nword50,x\n"))
+    written(tmp_path, "test/b.csv.gz", gzip.compress(b"target,source\ny,word51\n"))
     written(tmp_path, "training-notes.txt", "not a part")
     written(tmp_path, "test/README.md", "not a table")
     corpus = load_corpus(str(tmp_path))
@@ -205,15 +215,19 @@ datasets = pytest.importorskip("datasets")
 @pytest.fixture
 def saved(tmp_path):
     """A data set of pairs with pictures, whose bytes no decoder could read, saved with all three splits."""
-    part = lambda rows: datasets.Dataset.from_dict(
-        {
-            "translation": [{"de": s, "en": t} for s, t in rows],
-            "source": [s for s, _ in rows],
-            "target": [t for _, t in rows],
-            "picture": [{"bytes": b"no picture", "path": None} for _ in rows],
-            "sound": [{"bytes": b"no sound", "path": None} for _ in rows],
-        }
-    ).cast_column("picture", datasets.Image()).cast_column("sound", datasets.Audio())
+    part = lambda rows: (
+        datasets.Dataset.from_dict(
+            {
+                "translation": [{"de": s, "en": t} for s, t in rows],
+                "source": [s for s, _ in rows],
+                "target": [t for _, t in rows],
+                "picture": [{"bytes": b"no picture", "path": None} for _ in rows],
+                "sound": [{"bytes": b"no sound", "path": None} for _ in rows],
+            }
+        )
+        .cast_column("picture", datasets.Image())
+        .cast_column("sound", datasets.Audio())
+    )
     folder = tmp_path / "saved"
     datasets.DatasetDict(
         {"train": part(ROWS[:40]), "validation": part(ROWS[40:50]), "test": part(ROWS[50:])}
@@ -239,7 +253,9 @@ def test_one_split_is_split_up_by_source(saved):
 
 
 def test_a_data_set_without_a_validation_part_takes_it_out_of_training(tmp_path):
-    make = lambda rows: datasets.Dataset.from_dict({"source": [s for s, _ in rows], "target": [t for _, t in rows]})
+    make = lambda rows: datasets.Dataset.from_dict(
+        {"source": [s for s, _ in rows], "target": [t for _, t in rows]}
+    )
     datasets.DatasetDict({"train": make(ROWS[:50]), "test": make(ROWS[50:])}).save_to_disk(tmp_path / "d")
     corpus = load_corpus(f"hf:{tmp_path / 'd'}")
     assert {e.source for e in corpus.test} == {s for s, _ in ROWS[50:]}
@@ -277,12 +293,22 @@ def test_names_of_data_sets_are_taken_apart(tmp_path, monkeypatch):
 
 def test_sources_that_differ_in_typing_only_stay_together(tmp_path):
     accented = [f"caf\u00e9 num\u00e9ro {i}" for i in range(60)]
-    spellings = [accented, [unicodedata.normalize("NFD", s) for s in accented], [s.replace(" ", "  ") for s in accented]]
-    path = written(tmp_path, "x.tsv", "".join(f"{s}\t{k}{i}\n" for k, form in enumerate(spellings) for i, s in enumerate(form)))
+    spellings = [
+        accented,
+        [unicodedata.normalize("NFD", s) for s in accented],
+        [s.replace(" ", "  ") for s in accented],
+    ]
+    path = written(
+        tmp_path,
+        "x.tsv",
+        "".join(f"{s}\t{k}{i}\n" for k, form in enumerate(spellings) for i, s in enumerate(form)),
+    )
     corpus = load_corpus(path)
     parts = [{same_source(e.source) for e in getattr(corpus, part)} for part in THREE]
     assert all(not a & b for a, b in itertools.combinations(parts, 2)) and all(parts)
-    assert sum(len(getattr(corpus, part)) for part in THREE) == 180, "to the letter they are different sources"
+    assert sum(len(getattr(corpus, part)) for part in THREE) == 180, (
+        "to the letter they are different sources"
+    )
     assert bucket(spellings[1][0]) == bucket(accented[0])
 
 
@@ -334,7 +360,9 @@ def load_like(rows):
 def test_a_file_that_cannot_fit_is_refused_early_with_what_to_do(tmp_path, monkeypatch, kind):
     rows = [(f"source number {i}", f"target number {i}") for i in range(50_000)]
     if kind == "parquet":
-        path = parquet(tmp_path / "x.parquet", {"source": [s for s, _ in rows], "target": [t for _, t in rows]})
+        path = parquet(
+            tmp_path / "x.parquet", {"source": [s for s, _ in rows], "target": [t for _, t in rows]}
+        )
     else:
         text = table(rows).encode()
         path = written(tmp_path, f"x.{kind}", gzip.compress(text) if kind.endswith("gz") else text)
@@ -342,7 +370,9 @@ def test_a_file_that_cannot_fit_is_refused_early_with_what_to_do(tmp_path, monke
     monkeypatch.setattr(files, "LOOK_EVERY", 1000)
     monkeypatch.setattr(files, "LOOK_FROM", 100_000)
     monkeypatch.setattr(memory, "available", lambda: read.append(1) or 3_000_000)
-    with pytest.raises(DataError, match=r"would take .* MB of memory and .* MB are free: read a part of it") as caught:
+    with pytest.raises(
+        DataError, match=r"would take .* MB of memory and .* MB are free: read a part of it"
+    ) as caught:
         load_corpus(path)
     assert len(read) < 10, "long before the end"
     advised = int(str(caught.value).split("--max-rows ")[1].split(",")[0])

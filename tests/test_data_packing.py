@@ -124,7 +124,9 @@ def test_training_packs_where_it_is_asked_to(tmp_path):
     corpus = texts()
     page = systems.find("gru-lm")
     data, system = assemble(page, corpus, page.config_type(dim=16, layers=1))
-    result = Trainer(system, data, quick(pack=True, batch_symbols=512, learning_rate=2e-2), tmp_path / "run").run()
+    result = Trainer(
+        system, data, quick(pack=True, batch_symbols=512, learning_rate=2e-2), tmp_path / "run"
+    ).run()
     assert result.steps == 30 and result.history[-1]["valid_loss"] < 3.2
     assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["pack"] is True
 

@@ -49,7 +49,9 @@ def data_command(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] != "check":
         close = nearest(arguments[0], ["check"]) if arguments else ""
         raise UserError(f"Say what to do with the data: transduce data check FILE.{close}")
-    return check(parse(CheckData, arguments[1:], "data check", "Check your own data before you train on them."))
+    return check(
+        parse(CheckData, arguments[1:], "data check", "Check your own data before you train on them.")
+    )
 
 
 def check(options: CheckData) -> int:
@@ -70,7 +72,11 @@ def check(options: CheckData) -> int:
                 print(f"warning: {note}")
     if options.quarantine is not None:
         count = sum(part.quarantine.bad for part in parts.values())
-        print(f"{options.quarantine}: {count:,} broken rows" if count else f"{options.quarantine}: empty, no row is broken")
+        print(
+            f"{options.quarantine}: {count:,} broken rows"
+            if count
+            else f"{options.quarantine}: empty, no row is broken"
+        )
     return int(any(part.quarantine.exceeded for part in parts.values()))
 
 
@@ -90,7 +96,9 @@ def _read(options: CheckData, rules: Rules) -> dict[str, Part]:
     from transduce.data.files import read_given
 
     if options.data in corpora.names():
-        raise DataError(f"{options.data} is built in and has no broken rows; give a file, a folder or hf:NAME.")
+        raise DataError(
+            f"{options.data} is built in and has no broken rows; give a file, a folder or hf:NAME."
+        )
     parts = read_given(options.data, rules)
     if options.train is None:
         return parts
@@ -98,7 +106,9 @@ def _read(options: CheckData, rules: Rules) -> dict[str, Part]:
         raise UserError(f"{options.data} has a training part of its own; leave --train out.")
     train, test = read_given(options.train, rules).get("train"), parts["train"]
     if train.kind != test.kind:
-        raise DataError(f"{options.data} holds {test.kind} and {options.train} holds {train.kind}: compare like with like.")
+        raise DataError(
+            f"{options.data} holds {test.kind} and {options.train} holds {train.kind}: compare like with like."
+        )
     return {"train": train, "test": test}
 
 

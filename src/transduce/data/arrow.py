@@ -64,21 +64,21 @@ def read_arrow(
 def _check_type(path: Path, column: str, schema: Any) -> None:
     """Refuse at once what cannot be text: numbers, sounds, pictures."""
     types = _pyarrow().types
-    kind, *inner = (schema.field(column).type,) if column in schema.names else _inner(path, column, schema)
+    kind = schema.field(column).type if column in schema.names else _inner(path, column, schema)
     if types.is_dictionary(kind):
         kind = kind.value_type
     if not (_is_text(kind) or types.is_null(kind)):
         raise DataError(f'{path} cannot be read: its column "{column}" holds {_said(kind)}, not text.')
 
 
-def _inner(path: Path, column: str, schema: Any) -> tuple[Any]:
+def _inner(path: Path, column: str, schema: Any) -> Any:
     root, *rest = column.split(".")
     kind = schema.field(root).type
     for name in rest:
         if not _pyarrow().types.is_struct(kind) or kind.get_field_index(name) < 0:
             raise DataError(no_column(path, column, schema.names))
         kind = kind.field(name).type
-    return (kind,)
+    return kind
 
 
 def _is_text(kind: Any) -> bool:

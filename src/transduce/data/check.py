@@ -82,7 +82,7 @@ def describe(name: str, part: Part, sides: Mapping[str, Side]) -> Iterator[str]:
     for side in sides.values():
         yield side.line()
         if side.stand_ins > 2:
-            yield f"  look at    {side.stand_ins:,} {side.name}s that read nan, none, null or the like: missing values?"
+            yield f"  look at    {side.stand_ins:,} {side.name}s that read nan, none, null or such: missing values?"
     if part.kind == "text":
         again = len(examples) - len(np.unique(examples.fingerprints[0]))
         if again and not part.windowed:

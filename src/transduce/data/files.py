@@ -111,10 +111,14 @@ def part_files(folder: Path, name: str) -> list[Path]:
         files = alone or [path for path, _ in numbered]
     announced = {count for _, count in numbered if count}
     if announced and announced != {len(files)}:
-        raise DataError(f"The folder {folder} has {len(files)} of {max(announced)} {name} files; some are missing.")
+        raise DataError(
+            f"The folder {folder} has {len(files)} of {max(announced)} {name} files; some are missing."
+        )
     kinds = {format_of(p) for p in files}
     if len(kinds) > 1:
-        raise DataError(f"The {name} files in {folder} are {' and '.join(sorted(kinds))}; give them in one format.")
+        raise DataError(
+            f"The {name} files in {folder} are {' and '.join(sorted(kinds))}; give them in one format."
+        )
     return files
 
 
@@ -129,7 +133,9 @@ def read_part(files: Sequence[Path], rules: Rules) -> Part:
     """All rows of some files of one format, broken ones set aside. The share of these is not judged here."""
     for path in files:
         if format_of(path) not in FORMATS:
-            raise DataError(f"{path} is not a kind of file that is read here; give one of {', '.join(FORMATS)}.")
+            raise DataError(
+                f"{path} is not a kind of file that is read here; give one of {', '.join(FORMATS)}."
+            )
     sources = [(path, _READERS[format_of(path)]) for path in files]
     windowed = False
     try:
@@ -140,7 +146,9 @@ def read_part(files: Sequence[Path], rules: Rules) -> Part:
     if not len(rows) and not quarantine.bad:
         empty = all(_is_blank(path) for path in files)
         raise DataError(f"{files[0]} is empty." if empty else f"{files[0]} has a header but no rows.")
-    kind = "text" if (rows.paired is None and format_of(files[0]) == ".txt") or rows.paired is False else "pairs"
+    kind = (
+        "text" if (rows.paired is None and format_of(files[0]) == ".txt") or rows.paired is False else "pairs"
+    )
     return Part(kind, rows.examples(), quarantine, windowed)
 
 
@@ -163,7 +171,9 @@ def _collect(sources: Sequence[tuple[Any, Callable]], rules: Rules) -> tuple[Row
                 quarantine.add(row)
                 continue
             if rows.paired is not None and (row[0] is not None) != rows.paired:
-                raise DataError(f"{source} holds {_KIND[not rows.paired]}, the files before it {_KIND[rows.paired]}.")
+                raise DataError(
+                    f"{source} holds {_KIND[not rows.paired]}, the files before it {_KIND[rows.paired]}."
+                )
             rows.add(*row)
             quarantine.good += 1
             if quarantine.good % LOOK_EVERY == 0 and rows.text_bytes >= LOOK_FROM:
@@ -209,7 +219,9 @@ def read_given(path: Path | str, rules: Rules = Rules()) -> dict[str, Part]:
     return read
 
 
-def read_parts(path: Path | str, rules: Rules = Rules()) -> tuple[str, dict[str, Sequence[Example]], list[str], bool]:
+def read_parts(
+    path: Path | str, rules: Rules = Rules()
+) -> tuple[str, dict[str, Sequence[Example]], list[str], bool]:
     """The kind ("pairs" or "text") and the examples of all three parts; what should be known about them, a
     sentence each; whether the texts are windows of a longer one.
 

@@ -39,7 +39,9 @@ def parse(name: str) -> tuple[str, str | None, str | None]:
         return folder, None, split or None
     found, *rest = whole.split(":")
     if not found or len(rest) > 2:
-        raise DataError(f'"{name}" names no data set; the form is hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT.')
+        raise DataError(
+            f'"{name}" names no data set; the form is hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT.'
+        )
     config, split = (*rest, "", "")[:2]
     return found, config or None, split or None
 
@@ -56,14 +58,18 @@ def open_parts(name: str) -> dict[str, Any]:
         return {"train": data}
     if split is not None:
         if split not in data:
-            raise DataError(f'{name}: there is no split "{split}".{nearest(split, data)} It has {", ".join(data)}.')
+            raise DataError(
+                f'{name}: there is no split "{split}".{nearest(split, data)} It has {", ".join(data)}.'
+            )
         return {"train": data[split]}
     parts = {part: data[key] for part, keys in PARTS.items() for key in keys if key in data}
     if "train" in parts:
         return parts
     if len(data) == 1:
         return {"train": next(iter(data.values()))}
-    raise DataError(f"{name} has the splits {', '.join(data)} and none named train; name the one to split up.")
+    raise DataError(
+        f"{name} has the splits {', '.join(data)} and none named train; name the one to split up."
+    )
 
 
 def _load(name: str, found: str, config: str | None) -> Any:

@@ -38,7 +38,11 @@ def _group(root: str) -> int | None:
             if not limit.strip().isdecimal():
                 return None
             # What lies there of files that were read is given up as soon as somebody needs the room.
-            files = [int(n) for key, n in map(str.split, lines.splitlines()) if key in ("active_file", "inactive_file")]
+            files = [
+                int(n)
+                for key, n in map(str.split, lines.splitlines())
+                if key in ("active_file", "inactive_file")
+            ]
             return max(0, int(limit) - int(now) + sum(files))
         except (OSError, ValueError):
             continue

@@ -1,4 +1,4 @@
-"""Broken rows: collected with their reason instead of ending a run one by one, up to a share that is allowed."""
+"""Broken rows: collected with their reason instead of ending a run one by one, up to an allowed share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Callable
 from transduce.core.errors import DataError
 
 MAX_BAD = 0.01
-"""Share of broken rows that training goes on without; above it something is wrong with the file as a whole."""
+"""Share of broken rows that training goes on without; above it the file as a whole is in question."""
 
 SHOWN = 3
 """Broken rows of each reason that are remembered."""
@@ -38,7 +38,9 @@ class Quarantine:
 
     def __init__(self, limit: float = MAX_BAD, on_bad: Callable[[Bad], None] | None = None) -> None:
         if not 0.0 <= limit <= 1.0:
-            raise DataError(f"--max-bad is a share of the rows, 0 to 1, not {limit:g}; 0.01 is one in a hundred.")
+            raise DataError(
+                f"--max-bad is a share of the rows, 0 to 1, not {limit:g}; 0.01 is one in a hundred."
+            )
         self.limit, self.on_bad = limit, on_bad
         self.counts: Counter[str] = Counter()
         self.shown: dict[str, list[Bad]] = {}

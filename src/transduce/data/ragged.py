@@ -46,7 +46,9 @@ class Ragged(Sequence):
 
     def __eq__(self, other: object) -> bool:
         same_kind = isinstance(other, (Ragged, list, tuple))
-        return len(self) == len(other) and all(a == list(b) for a, b in zip(self, other)) if same_kind else False
+        return (
+            len(self) == len(other) and all(a == list(b) for a, b in zip(self, other)) if same_kind else False
+        )
 
     def select(self, rows: Sequence[int]) -> Ragged:
         """These rows, in this order; the ids themselves are shared."""

@@ -176,9 +176,7 @@ def _table_rows(path: Path, stream: TextIO) -> Iterator[_Row | Bad]:
         )  # fmt: skip
 
 
-def _table_row(
-    path: Path, row: _Row, wanted: tuple[Side, ...], places: dict[str, int], width: int
-) -> Found:
+def _table_row(path: Path, row: _Row, wanted: tuple[Side, ...], places: dict[str, int], width: int) -> Found:
     cells, number, raw, count = row
     needed = 1 + max(places.values())
     if len(cells) < needed:

@@ -120,14 +120,18 @@ def read_row(
             if value is MISSING:
                 return broken("a missing column", f'has no column "{column}"')
             if value is None or value != value:
-                return broken("a missing value", f'has no value in column "{column}"; remove the row or fill it')
+                return broken(
+                    "a missing value", f'has no value in column "{column}"; remove the row or fill it'
+                )
             if not isinstance(value, str):
                 return broken("no text", f'is broken: column "{column}" is not text')
             pieces.append(value.strip())
         text = pieces[0] if len(pieces) == 1 else side.join.join(pieces)
         if not all(pieces):
             empty = "" if len(pieces) == 1 else f" (column {side.columns[pieces.index('')]})"
-            return broken(f"an empty {side.name}", f"has an empty {side.name}{empty}; remove the row or fill it")
+            return broken(
+                f"an empty {side.name}", f"has an empty {side.name}{empty}; remove the row or fill it"
+            )
         if len(text) > LONGEST:
             return broken(
                 f"an over-long {side.name}",

@@ -50,5 +50,7 @@ class LanguageModel(Model):
         if resets is None:
             return self.decoder(prev, state, mask=mask)
         if "resets" not in inspect.signature(self.decoder.forward).parameters:
-            raise UserError("This model cannot begin a text inside of a row: train it without packing (pack).")
+            raise UserError(
+                "This model cannot begin a text inside of a row: train it without packing (pack)."
+            )
         return self.decoder(prev, state, mask=mask, resets=resets)
