@@ -16,9 +16,10 @@ import pytest
 from transduce.core.errors import DataError
 from transduce.data import Example, anywhere, load_corpus, prepare
 from transduce.data import files, hub, memory
-from transduce.data.examples import Rows
+from transduce.data.examples import Rows, merged
 from transduce.data.fields import SEPARATOR
-from transduce.data.split import bucket, same_source
+from transduce.data.identity import same_source
+from transduce.data.split import bucket
 
 ROWS = [(f"word{i}", f"w {i}") for i in range(60)]
 THREE = ("train", "valid", "test")
@@ -328,6 +329,7 @@ def test_rows_are_kept_as_bytes_and_come_back_as_they_were():
     for row in given:
         rows.add(*row)
     found = rows.examples()
+    assert found == merged(Example(s, t, (t,)) for s, t in given)
     assert list(found) == [
         Example("b", "1", ("1", "3")),
         Example("a", "2", ("2",)),

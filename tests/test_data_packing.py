@@ -65,6 +65,23 @@ def test_a_packed_batch_marks_where_texts_begin():
     assert resets.int().tolist() == [[1, 0, 1, 0, 0], [1, 0, 0, 0, 0]]
 
 
+def test_rows_of_a_packed_batch_keep_their_texts(prepared):
+    batch = next(iter(Loader(prepared.train, batch_symbols=900, seed=0, packed=True)))
+    picked = batch.select(torch.tensor([2, 0]))
+    per_line = batch.resets.sum(1).tolist()
+    assert picked.rows == batch.rows[sum(per_line[:2]) :][: per_line[2]] + batch.rows[: per_line[0]]
+    assert torch.equal(picked.previous, batch.previous[[2, 0]]) and torch.equal(
+        picked.resets, batch.resets[[2, 0]]
+    )
+
+
+def test_vectors_are_rows_too():
+    rows = Ragged.of([[(0.0, 1.0)], [(2.0, 3.0), (4.0, 5.0)]])
+    seq = rows.take(np.array([1, 0]))
+    assert seq.data.tolist() == [[[2, 3], [4, 5]], [[0, 1], [0, 0]]] and seq.data.dtype == torch.float32
+    assert seq.mask.tolist() == [[True, True], [True, False]] and rows[1] == [[2, 3], [4, 5]]
+
+
 def test_the_loader_packs_every_epoch_anew_and_goes_on_where_it_was(prepared):
     loader = Loader(prepared.train, batch_symbols=600, seed=3, packed=True)
     stream = iter(loader)

@@ -125,6 +125,18 @@ class Batch:
         """What a model's ``forward`` is told beside ``mask``: the ``resets`` of packed texts, else nothing."""
         return {} if self.resets is None else {"resets": self.resets}
 
+    def select(self, rows: Tensor) -> Batch:
+        """The batch of some of its rows, padded as before."""
+        pick = lambda s: None if s is None else s.select(rows)
+        names: tuple[int, ...] = ()
+        if self.rows and self.resets is None:
+            names = tuple(self.rows[i] for i in rows.tolist())
+        elif self.rows:
+            ends = [0, *self.resets.sum(1).cumsum(0).tolist()]
+            names = tuple(name for i in rows.tolist() for name in self.rows[ends[i] : ends[i + 1]])
+        resets = None if self.resets is None else self.resets[rows]
+        return replace(self, source=pick(self.source), target=pick(self.target), rows=names, resets=resets)
+
     def to(self, device: torch.device | str) -> Batch:
         move = lambda s: None if s is None else s.to(device)
         resets = None if self.resets is None else self.resets.to(device)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from array import array
-from typing import Iterator, NamedTuple, Sequence
+from typing import Iterable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 
-from .split import fingerprint
+from .identity import fingerprint
 
 
 class Example(NamedTuple):
@@ -17,6 +17,14 @@ class Example(NamedTuple):
     source: str | None
     target: str
     references: tuple[str, ...]
+
+
+def merged(examples: Iterable[Example]) -> list[Example]:
+    """Rows of one source become one example with several references."""
+    by_source: dict[str | None, list[str]] = {}
+    for example in examples:
+        by_source.setdefault(example.source, []).append(example.target)
+    return [Example(s, targets[0], tuple(dict.fromkeys(targets))) for s, targets in by_source.items()]
 
 
 class Examples(Sequence[Example]):

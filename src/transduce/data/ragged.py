@@ -1,9 +1,10 @@
-"""Rows of ids of different length in one flat array of the narrowest integer that holds them."""
+"""Rows of different length in one flat array: ids in the narrowest integer that holds them, or vectors."""
 
 from __future__ import annotations
 
 from array import array
-from typing import Iterable, Iterator, Sequence
+from itertools import chain, islice
+from typing import Any, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,25 +13,33 @@ from transduce.core.seq import PAD, Seq
 
 
 class Ragged(Sequence):
-    """A sequence of rows, each a list of ids; batches are cut out of it without a Python loop over rows.
+    """A sequence of rows, each a list of ids or of vectors of one width; batches are cut out of it without a
+    Python loop over rows.
 
-    ``flat`` holds all ids one behind the other, ``starts`` and ``lengths`` say where each row lies. A letter
-    of an alphabet costs one byte here, a word of a vocabulary of up to 65,536 two.
+    ``flat`` holds all steps one behind the other, ``starts`` and ``lengths`` say where each row lies. A letter
+    of an alphabet costs one byte here, a word of a vocabulary of up to 65,536 two, a vector four a number.
+    Padding is id 0, or a vector of zeros.
     """
 
     def __init__(self, flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> None:
         self.flat, self.starts, self.lengths = flat, starts, lengths
 
     @classmethod
-    def of(cls, rows: Iterable[Sequence[int]], size: int | None = None) -> Ragged:
+    def of(cls, rows: Iterable[Sequence[Any]], size: int | None = None) -> Ragged:
         """The rows, read once. ``size``: every id is below it (unknown: four bytes an id)."""
-        kind = "i" if size is None else "B" if size <= 1 << 8 else "H" if size <= 1 << 16 else "i"
+        rows = iter(rows)
+        first = list(islice(rows, 1))
+        width = len(first[0][0]) if first and len(first[0]) and isinstance(first[0][0], Sequence) else None
+        kind = (
+            "f" if width else "i" if size is None else "B" if size <= 256 else "H" if size <= 65536 else "i"
+        )
         flat, ends = array(kind), array("q", [0])
-        for row in rows:
-            flat.extend(row)
-            ends.append(len(flat))
+        for row in chain(first, rows):
+            flat.extend(chain.from_iterable(row) if width else row)
+            ends.append(len(flat) // (width or 1))
         edges = np.frombuffer(ends, dtype=np.int64)
-        return cls(np.frombuffer(flat, dtype=np.dtype(kind)), edges[:-1], np.diff(edges))
+        steps = np.frombuffer(flat, dtype=np.dtype(kind)) if len(flat) else np.zeros(0, dtype=np.dtype(kind))
+        return cls(steps.reshape(-1, width) if width else steps, edges[:-1], np.diff(edges))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -41,7 +50,7 @@ class Ragged(Sequence):
         start = self.starts[at]
         return self.flat[start : start + self.lengths[at]].tolist()
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Any]]:
         return (self[i] for i in range(len(self)))
 
     def __eq__(self, other: object) -> bool:
@@ -61,8 +70,10 @@ class Ragged(Sequence):
         steps = np.arange(int(lengths.max()))
         valid = steps < lengths[:, None]
         at = np.where(valid, self.starts[rows][:, None] + steps, 0)
-        data = torch.from_numpy(np.where(valid, self.flat[at], PAD).astype(np.int64))
-        return Seq(data, None if valid.all() else torch.from_numpy(valid))
+        taken = self.flat[at]
+        taken = taken.astype(np.int64) if taken.dtype.kind != "f" else taken
+        taken[~valid] = PAD
+        return Seq(torch.from_numpy(taken), None if valid.all() else torch.from_numpy(valid))
 
     def joined(self, rows: np.ndarray, firsts: np.ndarray) -> tuple[Seq, torch.Tensor]:
         """Several rows one behind the other: line i holds ``rows[firsts[i]:firsts[i + 1]]``.
