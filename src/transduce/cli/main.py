@@ -19,6 +19,7 @@ COMMANDS = {
     "fit": ("transduce.cli.fit", "fit_command", "train a system on a built-in corpus or your own file"),
     "eval": ("transduce.cli.use", "eval_command", "measure a trained model"),
     "predict": ("transduce.cli.use", "predict_command", "ask a trained model"),
+    "data": ("transduce.cli.check_data", "data_command", "check your own data before you train on them"),
     "reproduce": (
         "transduce.cli.info",
         "reproduce_command",

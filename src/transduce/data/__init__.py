@@ -3,7 +3,7 @@
 from .batching import Batch, Corpus, Encoded, Example, Loader, Prepared, batches, encode, prepare
 from .fields import DataSpec, TextField
 from .metrics import ErrorRates, bootstrap, edit_distance, error_rates
-from .sources import load_corpus
+from .sources import anywhere, load_corpus
 
 __all__ = [
     "Batch",
@@ -15,6 +15,7 @@ __all__ = [
     "Loader",
     "Prepared",
     "TextField",
+    "anywhere",
     "batches",
     "bootstrap",
     "edit_distance",

@@ -38,6 +38,8 @@ class TrainConfig:
     """AdamW's decay rates of the first and second moment."""
     clip: float = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
+    pack: bool = False
+    """Language models: fill rows with several short texts instead of padding each to the longest one."""
     accumulate: int = 1
     """Batches whose gradients are summed, weighted by their symbols, before each step."""
     precision: Literal["auto", "float32", "bf16"] = "auto"

@@ -102,12 +102,9 @@ class Trainer:
     # ------------------------------------------------------------ begin and go on
 
     def _begin(self, started: float) -> None:
-        self.engine = Engine(
-            self.system.model, self.system.objective, self.config, self.device, self.world
-        )
-        self.loader = Loader(
-            self.prepared.train, batch_symbols=self.config.batch_symbols, seed=self.config.seed
-        )
+        c = self.config
+        self.engine = Engine(self.system.model, self.system.objective, c, self.device, self.world)
+        self.loader = Loader(self.prepared.train, batch_symbols=c.batch_symbols, seed=c.seed, packed=c.pack)
         self._data = data_mark(self.prepared)
         self._pace = Pace()
         self._meter = Meter()
