@@ -16,7 +16,7 @@ Units = Literal["chars", "words", "bytes", "bpe"]
 @dataclass(frozen=True)
 class DataOptions:
     data: str | None = None
-    """A built-in corpus by name, or a .tsv, .csv, .jsonl or .txt file, or a folder with train, valid and
+    """A built-in corpus by name (libreoffice-help:fr-en chooses languages), or a .tsv, .csv, .jsonl or .txt file, or a folder with train, valid and
     test files."""
     data_dir: Path | None = None
     """Folder with data files that are not fetched (also: TRANSDUCE_DATA)."""
@@ -28,8 +28,8 @@ class DataOptions:
     """How sources are split into symbols; files are split into chars."""
     target_units: Units | None = None
     """How targets are split into symbols; files are split into chars."""
-    vocabulary: int = 8000
-    """Most symbols that a side may learn."""
+    vocabulary: int | None = None
+    """Most symbols that a side may learn (8,000 where the corpus does not say)."""
 
     def to_json(self) -> dict[str, Any]:
         """What is needed to find the same data again, from any folder."""

@@ -18,7 +18,7 @@ from transduce.core.errors import DataError, nearest
 
 from .batching import Example
 from .fields import lone_surrogates
-from .split import split
+from .split import merged, split
 
 FORMATS = (".tsv", ".csv", ".jsonl", ".txt")
 LONGEST = 10_000
@@ -77,14 +77,6 @@ def _part_file(folder: Path, name: str) -> Path:
             f"The folder {folder} has {' and '.join(p.name for p in found)}; keep the one to read as {name}."
         )
     return found[0]
-
-
-def merged(examples: Iterable[Example]) -> list[Example]:
-    """Rows of one source become one example with several references."""
-    by_source: dict[str, list[str]] = {}
-    for example in examples:
-        by_source.setdefault(example.source, []).append(example.target)
-    return [Example(s, targets[0], tuple(dict.fromkeys(targets))) for s, targets in by_source.items()]
 
 
 def _read(path: Path, columns: Columns | None) -> list[Example]:

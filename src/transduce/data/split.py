@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Iterable
+from typing import Callable, Iterable, Sequence
 
 from .batching import Example
 
@@ -38,3 +38,43 @@ def split(examples: Iterable[Example]) -> dict[str, list[Example]]:
 
 def _key(example: Example) -> str:
     return example.target if example.source is None else example.source
+
+
+def split_grouped(
+    rows: Iterable[tuple[str, Example]], pieces: Callable[[str], Sequence[str]] = lambda source: (source,)
+) -> dict[str, list[Example]]:
+    """Examples by part, where all rows of a group (a page, a package) go together: ``(group, example)``.
+
+    A source that stands in groups of several parts goes into "train" with all of its rows, so that nothing held
+    out was seen; so does one of which only a piece does. ``pieces``: what a source is made of, itself by
+    default. Rows of one source become one example with several references.
+    """
+    rows = list(rows)
+    placed = [part_of(group) for group, _ in rows]
+    made_of = [tuple(pieces(example.source)) for _, example in rows]
+    while True:
+        parts: dict[str, set[str]] = {}
+        for part, texts in zip(placed, made_of):
+            for text in texts:
+                parts.setdefault(text, set()).add(part)
+        moved = [
+            i
+            for i, texts in enumerate(made_of)
+            if placed[i] != "train" and any(len(parts[text]) > 1 for text in texts)
+        ]
+        if not moved:
+            break
+        for i in moved:
+            placed[i] = "train"
+    found: dict[str, list[Example]] = {"train": [], "valid": [], "test": []}
+    for part, (_, example) in zip(placed, rows):
+        found[part].append(example)
+    return {part: merged(examples) for part, examples in found.items()}
+
+
+def merged(examples: Iterable[Example]) -> list[Example]:
+    """Rows of one source become one example with several references."""
+    by_source: dict[str, list[str]] = {}
+    for example in examples:
+        by_source.setdefault(example.source, []).append(example.target)
+    return [Example(s, targets[0], tuple(dict.fromkeys(targets))) for s, targets in by_source.items()]
