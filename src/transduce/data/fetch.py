@@ -115,19 +115,19 @@ def fetch(archive: Archive, data_dir: str | os.PathLike | None = None) -> Path:
             other = cached.parent / fetched.name
             os.replace(fetched, other)
     except OSError as problem:
-        raise _unwritable(cached, problem) from None
+        raise unwritable(cached, problem) from None
     return _checked(other, archive)
 
 
 def _checked(path: Path, archive: Archive) -> Path:
     """Another file than the pinned one: silent where only its name differs, else with a warning."""
     if sha256(path) != archive.sha256:
-        _warn(f"{path.name} is another version than {archive.describe()}: figures may differ a little.")
+        warn(f"{path.name} is another version than {archive.describe()}: figures may differ a little.")
     return path
 
 
 @lru_cache(maxsize=None)
-def _warn(text: str) -> None:
+def warn(text: str) -> None:
     """Once a process: a run loads its data several times."""
     print(f"warning: {text}", file=sys.stderr)
 
@@ -268,11 +268,12 @@ def find_file(relative: str, digest: str, data_dir: str | os.PathLike | None, ad
             (Path(folder) / cached.name).write_bytes(content)
             os.replace(Path(folder) / cached.name, cached)
     except OSError as problem:
-        raise _unwritable(cached, problem) from None
+        raise unwritable(cached, problem) from None
     return cached
 
 
-def _unwritable(cached: Path, problem: OSError) -> DataError:
+def unwritable(cached: Path, problem: OSError) -> DataError:
+    """The error of a cache that cannot be written."""
     return DataError(
         f"The data cache {cached.parent} cannot be written ({problem.strerror}); "
         "set TRANSDUCE_CACHE to a folder with room."

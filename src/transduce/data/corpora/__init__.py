@@ -29,17 +29,15 @@ def names() -> list[str]:
 def load(name: str, data_dir: str | os.PathLike | None = None) -> Corpus:
     """A built-in corpus by name; real ones may be fetched first."""
     base, colon, variant = name.partition(":")
-    if base in synthetic.names() and not colon:
-        return synthetic.make(name)
     modules = _modules()
     if base not in names():
         raise DataError(
             f'There is no corpus or file "{name}".{nearest(base, names())} Built in are {", ".join(names())}; '
             "your own data are given by the path of a .tsv, .csv, .jsonl or .txt file."
         )
-    read = importlib.import_module(modules[base]).load if base in modules else synthetic.make
-    if not colon:
-        return read(data_dir)
-    if "variant" not in inspect.signature(read).parameters:
+    read = importlib.import_module(modules[base]).load if base in modules else None
+    if colon and (read is None or "variant" not in inspect.signature(read).parameters):
         raise DataError(f'The corpus {base} has no variants; leave out ":{variant}".')
-    return read(data_dir, variant=variant)
+    if read is None:
+        return synthetic.make(base)
+    return read(data_dir, variant=variant) if colon else read(data_dir)
