@@ -27,9 +27,8 @@ SUMMARY_SOURCE, SUMMARY_TARGET = (8, 200), (2, 20)
 """Fewest and most words of a description and of its synopsis: 98 of 100 packages."""
 SHORTEST, LONGEST = 2, 80
 
-_RECORD = re.compile(
-    r"^Package: (\S+)\nDescription-md5: (\S+)\nDescription-[\w@]+: (.*)\n((?: .*(?:\n|\Z))*)", re.M
-)
+_RECORD = re.compile(r"(\S+)\nDescription-md5: (\S+)\nDescription-[\w@]+: (.*)\n")
+_BUILT = re.compile(r"(\S+)\n(?:Source: (\S+))?")
 _FAMILY = re.compile(r"[-.+]?\d[\d.]*")
 
 
@@ -42,26 +41,26 @@ class Description(NamedTuple):
 def descriptions(text: str) -> dict[str, Description]:
     """The records of a Translation file by the MD5 of the English description."""
     found: dict[str, Description] = {}
-    for package, key, synopsis, body in _RECORD.findall(text):
-        paragraphs: list[list[str]] = [[]]
-        for line in body.splitlines():
-            if line.strip() == ".":
-                paragraphs.append([])
-            else:
-                paragraphs[-1] += line.split()
-        whole = tuple(" ".join(words) for words in paragraphs if words)
+    for record in _records(text):
+        head = _RECORD.match(record)
+        if head is None:
+            continue
+        package, key, synopsis = head.groups()
+        paragraphs = re.split(r"^ \. *$", record[head.end() :].partition("\n\n")[0], flags=re.M)
+        whole = tuple(" ".join(p.split()) for p in paragraphs if p.strip())
         found.setdefault(key, Description(package, " ".join(synopsis.split()), whole))
     return found
 
 
 def families(packages: str) -> dict[str, str]:
     """The source of each binary package of a Packages file, without version numbers: gcc-12 is in "gcc"."""
-    found: dict[str, str] = {}
-    for record in packages.split("\n\n"):
-        fields = dict(re.findall(r"^(Package|Source): (\S+)", record, re.M))
-        if "Package" in fields:
-            found[fields["Package"]] = family(fields.get("Source", fields["Package"]))
-    return found
+    built = (_BUILT.match(record) for record in _records(packages))
+    return {one[1]: family(one[2] or one[1]) for one in built if one is not None}
+
+
+def _records(text: str) -> list[str]:
+    """The records of a file, each from its package's name on."""
+    return ("\n" + text).split("\nPackage: ")[1:]
 
 
 def family(source: str) -> str:
