@@ -241,12 +241,17 @@ class Transducer:
         return found[0] if found else None
 
     def evaluate(
-        self, data: str | Encoded | Sequence[tuple[str, str]], *, beam: int | None = None
+        self,
+        data: str | Encoded | Sequence[tuple[str, str]],
+        *,
+        beam: int | None = None,
+        metrics: Sequence[str] | None = None,
     ) -> Evaluation:
-        """Error rates (or bits per character).
+        """Error rates (or bits per character), and what else the data are judged by.
 
         ``data``: "test", "valid" or "train", a part of the data that the model was trained on; encoded data; or
-        (source, target) pairs.
+        (source, target) pairs. ``metrics``: say ``("bleu", "chrf")``; those of the data that the model was trained
+        on where it is None.
         """
         if isinstance(data, str):
             encoded = self.part(data)
@@ -265,6 +270,7 @@ class Transducer:
             self.spec,
             batch_symbols=BATCH_SYMBOLS // (beam or 1),
             device=self.device,
+            metrics=self.corpus.get("metrics", ()) if metrics is None else metrics,
         )
 
     def part(self, name: str, corpus: Corpus | None = None) -> Encoded:

@@ -17,8 +17,8 @@ Units = Literal["chars", "words", "bytes", "bpe"]
 @dataclass(frozen=True)
 class DataOptions:
     data: str | None = None
-    """A built-in corpus by name, or a .tsv, .csv, .jsonl, .parquet or .txt file, or a folder with train, valid
-    and test files, or hf:NAME for a data set of the package datasets."""
+    """A built-in corpus by name (libreoffice-help:fr-en chooses languages), or a .tsv, .csv, .jsonl, .parquet or
+    .txt file, or a folder with train, valid and test files, or hf:NAME for a data set of the package datasets."""
     data_dir: Path | None = None
     """Folder with data files that are not fetched (also: TRANSDUCE_DATA)."""
     source_column: str | None = None
@@ -29,8 +29,8 @@ class DataOptions:
     """How sources are split into symbols; files are split into chars."""
     target_units: Units | None = None
     """How targets are split into symbols; files are split into chars."""
-    vocabulary: int = 8000
-    """Most symbols that a side may learn."""
+    vocabulary: int | None = None
+    """Most symbols that a side may learn (8,000 where the corpus does not say)."""
     max_bad: float = 0.01
     """Share of broken rows of your file that are left out; with more of them nothing is trained."""
     max_rows: int | None = None

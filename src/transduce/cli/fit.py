@@ -118,7 +118,7 @@ class _Job:
             self._take_over(given(options.data, arguments), "max_time" in given(options.run, arguments))
         if self.data.data is None:
             raise UserError("Say what to train on: --data with the name of a corpus or the path of a file.")
-        if self.data.vocabulary < 1:
+        if self.data.vocabulary is not None and self.data.vocabulary < 1:
             raise UserError(f"--vocabulary must be at least 1, got {self.data.vocabulary}.")
 
     def _take_over(self, data: dict[str, Any], new_budget: bool) -> None:

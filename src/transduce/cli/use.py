@@ -149,7 +149,7 @@ def eval_command(arguments: Sequence[str]) -> int:
     part = model.part(options.split, corpus)
     if len(part) == 0:
         raise DataError(f"{corpus.name} has no {options.split} examples.")
-    found = model.evaluate(part, beam=options.beam)
+    found = model.evaluate(part, beam=options.beam, metrics=corpus.metrics)
     how = "" if model.is_language_model else (f", beam {options.beam}" if options.beam else ", greedy")
     print(f"{corpus.name} {options.split}{how}: {describe(found, corpus.sequence_name, corpus.symbol_name)}")
     name = label(options.split, options.beam)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any, Iterable, Iterator, Literal, Sequence
 
 import numpy as np
@@ -24,7 +25,9 @@ class Corpus:
 
     ``kind``: "pairs" or "text". ``sequence_name`` and ``symbol_name`` are what errors are called ("word
     error", "phoneme error"). ``windowed``: the texts are windows cut out of a longer one, so where they end
-    means nothing. ``notes``: what the user should know about these data, a sentence each.
+    means nothing. ``notes``: what the user should know about these data, a sentence each. ``metrics``: what else
+    answers are judged by, names of :data:`transduce.data.metrics.METRICS`. ``vocabulary``: symbols that a side learns
+    at most, unless asked for otherwise; ``shared``: both sides have one vocabulary, learnt on the texts of both.
     """
 
     name: str
@@ -40,6 +43,9 @@ class Corpus:
     origin: str = ""
     windowed: bool = False
     notes: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    vocabulary: int = 8000
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,7 @@ class Prepared:
     licence: str = ""
     origin: str = ""
     windowed: bool = False
+    metrics: tuple[str, ...] = ()
 
 
 def prepare(
@@ -141,19 +148,15 @@ def prepare(
     spec: DataSpec | None = None,
     *,
     references: Literal["all", "first"] = "all",
-    vocabulary: int = 8000,
+    vocabulary: int | None = None,
 ) -> Prepared:
     """Learn the vocabularies on the training part (or take those of ``spec``) and encode every part.
 
     ``references``: with "all", training sees a row for every right answer of an example; with "first" one
-    row. ``vocabulary``: largest number of symbols a field may learn.
+    row. ``vocabulary``: largest number of symbols a field may learn; the corpus says where it is None.
     """
     if spec is None:
-        source = None
-        if corpus.kind == "pairs":
-            source = TextField.learn((e.source for e in corpus.train), corpus.source_units, size=vocabulary)
-        answers = (r for e in corpus.train for r in e.references)
-        target = TextField.learn(answers, corpus.target_units, size=vocabulary)
+        source, target = _learn(corpus, corpus.vocabulary if vocabulary is None else vocabulary)
     else:
         source, target = spec.source, spec.target
     if (source is None) != (corpus.kind == "text"):
@@ -174,7 +177,19 @@ def prepare(
         corpus.licence,
         corpus.origin,
         corpus.windowed,
+        corpus.metrics,
     )
+
+
+def _learn(corpus: Corpus, size: int) -> tuple[TextField | None, TextField]:
+    """The vocabularies of the training part: one for both sides where the corpus shares it and splits both alike."""
+    sources = [e.source for e in corpus.train] if corpus.kind == "pairs" else []
+    answers = [r for e in corpus.train for r in e.references]
+    if corpus.shared and sources and corpus.source_units == corpus.target_units:
+        both = TextField.learn(chain(sources, answers), corpus.target_units, size=size)
+        return both, both
+    source = TextField.learn(sources, corpus.source_units, size=size) if corpus.kind == "pairs" else None
+    return source, TextField.learn(answers, corpus.target_units, size=size)
 
 
 def encode(examples: Sequence[Example], source: TextField | None, target: TextField) -> Encoded:

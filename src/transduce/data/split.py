@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterable, Sequence
+from typing import Any, Callable, Iterable, Sequence
 
 import numpy as np
 
+from .examples import Example, merged
 from .identity import fingerprint
 
 
@@ -62,3 +63,35 @@ def carve(examples: Sequence[Any], name: str) -> tuple[Sequence[Any], Sequence[A
 def overlap(held_out: Sequence[Any], train: Sequence[Any]) -> np.ndarray:
     """(N,) bool: which held-out examples have a source that stands in the training part."""
     return np.isin(fingerprints(held_out)[0], fingerprints(train)[0])
+
+
+def split_grouped(
+    rows: Iterable[tuple[str, Example]], pieces: Callable[[str], Sequence[str]] = lambda source: (source,)
+) -> dict[str, list[Example]]:
+    """Examples by part, where all rows of a group (a page, a package) go together: ``(group, example)``.
+
+    A source that stands in groups of several parts goes into "train" with all of its rows, so that nothing held
+    out was seen; so does one of which only a piece does. ``pieces``: what a source is made of, itself by
+    default. Rows of one source become one example with several references.
+    """
+    rows = list(rows)
+    placed = [part_of(group) for group, _ in rows]
+    made_of = [tuple(pieces(example.source)) for _, example in rows]
+    while True:
+        parts: dict[str, set[str]] = {}
+        for part, texts in zip(placed, made_of):
+            for text in texts:
+                parts.setdefault(text, set()).add(part)
+        moved = [
+            i
+            for i, texts in enumerate(made_of)
+            if placed[i] != "train" and any(len(parts[text]) > 1 for text in texts)
+        ]
+        if not moved:
+            break
+        for i in moved:
+            placed[i] = "train"
+    found: dict[str, list[Example]] = {"train": [], "valid": [], "test": []}
+    for part, (_, example) in zip(placed, rows):
+        found[part].append(example)
+    return {part: merged(examples) for part, examples in found.items()}
