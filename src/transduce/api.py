@@ -155,7 +155,9 @@ class Transducer:
         if beam is None and num_best == 1:
             return self.system.search
         width = max(beam or 5, num_best)
-        return Beam(width, num_best=num_best, max_length=LENGTH, length=LengthPenalty(1.0))
+        own = self.system.search_wide
+        scorers = own.scorers if isinstance(own, Beam) else ()  # what the system's answers must obey, obeyed here
+        return Beam(width, num_best=num_best, max_length=LENGTH, length=LengthPenalty(1.0), scorers=scorers)
 
     def predict(
         self,
@@ -330,7 +332,7 @@ class Session:
 
     def step(self, symbol: str) -> dict[str, float]:
         """Write one symbol; returns log-probabilities by symbol, ``<eos>`` for the end."""
-        if symbol not in self.target.symbols:
+        if symbol not in self.target.symbols[: len(self.scores)]:
             raise DataError(f'The target has no symbol "{symbol}".')
         self.write([self.target.symbols.index(symbol)])
         return self.next()

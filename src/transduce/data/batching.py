@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from transduce.core.errors import DataError
-from transduce.core.seq import EOS, PAD, Batch, Seq
+from transduce.core.seq import EOS, PAD, UNK, Batch, Seq
 
-from .fields import DataSpec, TextField
+from .fields import DataSpec, TextField, learn_field
+from .points import PointField, PositionField
 
 
 class Example(NamedTuple):
@@ -49,28 +50,33 @@ class Corpus:
 
 
 class Ragged:
-    """Rows of ids of different length in one flat array; batches are cut out of it without a Python loop
-    over rows."""
+    """Rows of ids, or of vectors of one width, of different length in one flat array; batches are cut out of it
+    without a Python loop over rows. Padding is id 0, or a vector of zeros."""
 
-    def __init__(self, rows: Sequence[Sequence[int]]) -> None:
+    def __init__(self, rows: Sequence[Sequence[Any]]) -> None:
         self.lengths = np.fromiter((len(r) for r in rows), dtype=np.int64, count=len(rows))
         self.starts = np.concatenate(([0], np.cumsum(self.lengths)))[:-1]
-        self.flat = np.fromiter((i for r in rows for i in r), dtype=np.int64, count=int(self.lengths.sum()))
+        first = next((r[0] for r in rows if len(r)), 0)
+        kind = np.int64 if np.ndim(first) == 0 else np.dtype((np.float32, len(first)))
+        self.flat = np.fromiter((i for r in rows for i in r), dtype=kind, count=int(self.lengths.sum()))
 
     def take(self, rows: np.ndarray) -> Seq:
         lengths = self.lengths[rows]
         steps = np.arange(int(lengths.max()))
         valid = steps < lengths[:, None]
         at = np.where(valid, self.starts[rows][:, None] + steps, 0)
-        data = torch.from_numpy(np.where(valid, self.flat[at], PAD))
+        taken = self.flat[at]
+        taken[~valid] = PAD
+        data = torch.from_numpy(taken)
         return Seq(data, None if valid.all() else torch.from_numpy(valid))
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One part of a data set as ids. Targets end with EOS; ``sources`` is None for texts."""
+    """One part of a data set as ids, or vectors where a source is made of points. Targets end with EOS;
+    ``sources`` is None for texts."""
 
-    sources: list[list[int]] | None
+    sources: list[list[Any]] | None
     targets: list[list[int]]
     examples: list[Example]
 
@@ -136,9 +142,10 @@ def prepare(
     if spec is None:
         source = None
         if corpus.kind == "pairs":
-            source = TextField.learn((e.source for e in corpus.train), corpus.source_units, size=vocabulary)
+            texts = (e.source for e in corpus.train)
+            source = learn_field(texts, corpus.source_units, side="source", size=vocabulary)
         answers = (r for e in corpus.train for r in e.references)
-        target = TextField.learn(answers, corpus.target_units, size=vocabulary)
+        target = learn_field(answers, corpus.target_units, side="target", size=vocabulary)
     else:
         source, target = spec.source, spec.target
     if (source is None) != (corpus.kind == "text"):
@@ -163,17 +170,30 @@ def prepare(
     )
 
 
-def encode(examples: Sequence[Example], source: TextField | None, target: TextField) -> Encoded:
-    """Examples as ids under given fields. A source without a symbol is refused (:class:`DataError`)."""
+def encode(
+    examples: Sequence[Example], source: TextField | PointField | None, target: TextField | PositionField
+) -> Encoded:
+    """Examples as ids under given fields. A source without a symbol is refused, and a target that points behind
+    the end of its source (:class:`DataError`)."""
     sources = None if source is None else [source.encode(e.source) for e in examples]
     empty = next((row for row, ids in enumerate(sources or ()) if not ids), None)
     if empty is not None:
         raise DataError(f"The source of example {empty + 1} is empty; give every source at least one symbol.")
-    return Encoded(
-        sources,
-        [[*target.encode(e.target), EOS] for e in examples],
-        list(examples),
-    )
+    targets = [[*target.encode(e.target), EOS] for e in examples]
+    if isinstance(target, PositionField):
+        _refuse_positions_outside(sources, targets)
+    return Encoded(sources, targets, list(examples))
+
+
+def _refuse_positions_outside(sources: list[list[Any]] | None, targets: list[list[int]]) -> None:
+    if sources is None:
+        raise DataError("Positions need sources that they point into; give pairs of source and target.")
+    for row, (read, ids) in enumerate(zip(sources, targets), 1):
+        if max(ids) - UNK > len(read):
+            raise DataError(
+                f"The target of example {row} points at position {max(ids) - UNK}, but its source has only {len(read)} "
+                "elements; positions count from 1."
+            )
 
 
 # ---------------------------------------------------------------- grouping by length

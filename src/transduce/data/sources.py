@@ -22,8 +22,8 @@ def load_corpus(
     """A built-in corpus by name, or the user's file or folder by path.
 
     ``columns``: names of the source and target column; "source" and "target" unless given. ``*_units``: how
-    each side is split, "chars" (the default of files), "words", "bytes" or "bpe". Raises
-    :class:`DataError`, one sentence.
+    each side is split, "chars" (the default of files), "words", "bytes" or "bpe"; a source may be "points", a target
+    "positions" (:mod:`transduce.data.points`). Raises :class:`DataError`, one sentence.
     """
     if is_path(name_or_path) and name_or_path not in corpora.names():
         path = Path(name_or_path)

@@ -3,6 +3,7 @@
 from .encoder_decoder import EncoderDecoder, LanguageModel
 from .encoders import LastStep, MeanStep, SequenceEncoder, VectorEncoder
 from .mixer_decoder import DecoderLayer, MixerDecoder
+from .pointer import PointerAttend, PointerDecoder, PointerNet
 from .recurrent_decoder import RecurrentDecoder
 
 __all__ = [
@@ -12,6 +13,9 @@ __all__ = [
     "LastStep",
     "MeanStep",
     "MixerDecoder",
+    "PointerAttend",
+    "PointerDecoder",
+    "PointerNet",
     "RecurrentDecoder",
     "SequenceEncoder",
     "VectorEncoder",
