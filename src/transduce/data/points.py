@@ -82,8 +82,7 @@ class PointField:
         return []
 
     def id_of(self, symbol: str) -> None:
-        """Points have no ids."""
-        return None
+        """None: points have no ids."""
 
     def to_json(self) -> dict[str, Any]:
         return {"units": self.units, "width": self.width, "shift": list(self.shift), "scale": self.scale}

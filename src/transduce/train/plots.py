@@ -136,10 +136,11 @@ def attention_map(
     path: Path | str,
     *,
     title: str = "",
+    labels: tuple[str, str] = ("source", "target"),
 ) -> Path:
     """Draw attention weights (U,S): target symbols down, source symbols across, darker is more.
 
-    Raises ValueError when the shape does not fit the symbols.
+    ``labels``: what stands at the two axes, across and down. Raises ValueError when the shape does not fit the symbols.
     """
     matrix = np.asarray(
         weights.detach().float().cpu() if hasattr(weights, "detach") else weights, dtype=float
@@ -161,8 +162,8 @@ def attention_map(
         axes.tick_params(axis="x", rotation=90)
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
-    axes.set_xlabel("source", fontsize=9, color=_GREY)
-    axes.set_ylabel("target", fontsize=9, color=_GREY)
+    axes.set_xlabel(labels[0], fontsize=9, color=_GREY)
+    axes.set_ylabel(labels[1], fontsize=9, color=_GREY)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     # thin white lines between the cells
@@ -217,4 +218,42 @@ def curves(
         axes.axhline(level, color=_GREY, linewidth=1.0, linestyle=(0, (4, 3)), label=label)
     if lines or levels:
         axes.legend(frameon=False, fontsize=8)
+    return _save(figure, path)
+
+
+def point_sets(
+    panels: Sequence[tuple[str, Sequence[Sequence[float]], Mapping[str, Sequence[int]]]],
+    path: Path | str,
+    *,
+    title: str = "",
+    columns: int = 3,
+) -> Path:
+    """Draw sets of points in the plane with closed ways through some of them, ``columns`` panels a row.
+
+    A panel is (name, points, {label: positions from 1 in the order of the way}). The first way is a wide pale band, so
+    that one drawn over it can be told apart from it. The first label of a colour is that of the whole figure.
+    """
+    rows = -(-len(panels) // columns)
+    figure = _figure(2.4 * columns, 2.5 * rows + 0.5)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    styles = ({"linewidth": 6.0, "alpha": 0.35}, {"linewidth": 1.3}, {"linewidth": 1.3, "linestyle": (0, (4, 3))})
+    for axes, (name, points, ways) in zip(grid, panels):
+        for number, (label, positions) in enumerate(ways.items()):
+            way = [points[k - 1] for k in (*positions, *positions[:1]) if 1 <= k <= len(points)]
+            style = styles[min(number, len(styles) - 1)]
+            axes.plot(*zip(*way) if way else ((), ()), color=COLOURS[number], label=label, solid_joinstyle="round", **style)
+        axes.plot(*zip(*points), linestyle="", marker="o", markersize=3, color="#222222")
+        axes.set_title(name, fontsize=8, loc="left", color="#222222")
+        axes.set_aspect("equal")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_color("#d5dade")
+        axes.margins(0.08)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    handles, names = grid[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=8)
+    if title:
+        figure.suptitle(title, fontsize=10)
     return _save(figure, path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Sequence
 
 from ..fields import SEPARATOR
 
@@ -35,24 +36,35 @@ class Story:
 
 
 def story(rng: random.Random, length: int = 10) -> Story:
-    """A random story of ``length`` sentences, of at least two; either kind of sentence is as likely."""
+    """A random story of ``length`` sentences, at least two; both kinds of sentence are as likely."""
     while True:
         sentences: list[str] = []
-        went: dict[str, tuple[int, str]] = {}
-        took: dict[str, tuple[int, str]] = {}
-        for i in range(length):
+        at: dict[str, str] = {}
+        holder: dict[str, str] = {}
+        for _ in range(length):
             actor = rng.choice(ACTORS)
             if rng.random() < 0.5:
-                place = rng.choice([p for p in PLACES if went.get(actor, (0, ""))[1] != p])
-                went[actor] = i, place
-                sentences.append(f"{actor} went to the {place}")
+                at[actor] = rng.choice([place for place in PLACES if place != at.get(actor)])
+                sentences.append(f"{actor} went to the {at[actor]}")
             else:
                 thing = rng.choice(THINGS)
-                took[thing] = i, actor
+                holder[thing] = actor
                 sentences.append(f"{actor} took the {thing}")
-        known = [thing for thing, (_, actor) in took.items() if actor in went]
+        known = [thing for thing, actor in holder.items() if actor in at]
         if known:
-            thing = rng.choice(known)
-            holder, actor = took[thing]
-            place, answer = went[actor]
-            return Story(tuple(sentences), f"where is the {thing}", answer, holder, place)
+            return understood(sentences, f"where is the {rng.choice(known)}")
+
+
+def understood(sentences: Sequence[str], question: str) -> Story:
+    """A story with the facts that answer its question."""
+    thing = question.split()[-1]
+    holder = max(i for i, s in enumerate(sentences) if s.endswith(f" took the {thing}"))
+    actor = sentences[holder].split()[0]
+    place = max(i for i, s in enumerate(sentences) if s.startswith(f"{actor} went to the "))
+    return Story(tuple(sentences), question, sentences[place].split()[-1], holder, place)
+
+
+def parse(source: str) -> Story:
+    """The story that a source of the corpus tells."""
+    *sentences, question = source.split(f" {SEPARATOR} ")
+    return understood(sentences, question)

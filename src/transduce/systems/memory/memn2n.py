@@ -33,6 +33,8 @@ from transduce.objectives import Likelihood
 from transduce.search import Beam, Greedy
 from transduce.train import TrainConfig
 
+from ._memn2n_check import check
+
 ROWS = (
     ("ann went home ␟ bob went out ␟ where is ann", "home"),
     ("ann went home ␟ bob went out ␟ where is bob", "out"),
@@ -103,6 +105,7 @@ def memory_network(data: DataSpec, c: Config) -> MemoryNetwork:
     kind="pairs",
     title="End-to-end memory network: questions about a story",
     paper="Sukhbaatar et al. 2015, arXiv 1503.08895",
+    reproduce=check,
     sample=Sample(("words", "words"), ROWS, "synthetic-where"),
 )
 def memn2n(data: DataSpec, c: Config = Config()) -> System:

@@ -31,6 +31,8 @@ from transduce.objectives import Likelihood
 from transduce.search import Beam, EachOnce, Greedy, LengthPenalty, ratio
 from transduce.train import TrainConfig
 
+from ._pointer_networks_check import check
+
 ROWS = (
     ("0.1,0.1 0.9,0.2 0.5,0.8", "1 2 3"),
     ("0.9,0.1 0.2,0.3 0.8,0.9 0.1,0.9", "1 3 4 2"),
@@ -58,6 +60,7 @@ class Config:
     kind="pairs",
     title="Pointer network: the answer is a sequence of positions in the source",
     paper="Vinyals et al. 2015, arXiv 1506.03134",
+    reproduce=check,
     sample=Sample(("points", "positions"), ROWS, "synthetic-hull"),
 )
 def pointer_networks(data: DataSpec, c: Config = Config()) -> System:
