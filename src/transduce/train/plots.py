@@ -152,7 +152,9 @@ def attention_map(
         )
     rows, columns = matrix.shape
     cell = 0.34 if max(rows, columns) <= 40 else 13.6 / max(rows, columns)
-    figure = _figure(max(2.6, cell * columns + 1.7), max(2.2, cell * rows + 1.3))
+    # long names need room of their own, or they take it from the cells
+    down, across = (0.075 * max(0, max(map(len, names)) - 6) for names in (target_symbols, source_symbols))
+    figure = _figure(max(2.6, cell * columns + 1.7 + down), max(2.2, cell * rows + 1.3 + across))
     axes = figure.subplots()
     image = axes.imshow(matrix, cmap="Blues", vmin=0.0, vmax=max(1e-9, float(matrix.max())), aspect="equal")
     size = 9 if cell >= 0.3 else max(3.0, 9 * cell / 0.3)
@@ -233,18 +235,22 @@ def point_sets(
     A panel is (name, points, {label: positions from 1 in the order of the way}). The first way is a wide pale band, so
     that one drawn over it can be told apart from it. The first label of a colour is that of the whole figure.
     """
+    from matplotlib.patches import Polygon
+
     rows = -(-len(panels) // columns)
-    figure = _figure(2.4 * columns, 2.5 * rows + 0.5)
+    figure = _figure(2.2 * columns, 2.3 * rows + 0.5)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     styles = ({"linewidth": 6.0, "alpha": 0.35}, {"linewidth": 1.3}, {"linewidth": 1.3, "linestyle": (0, (4, 3))})
     for axes, (name, points, ways) in zip(grid, panels):
         for number, (label, positions) in enumerate(ways.items()):
-            way = [points[k - 1] for k in (*positions, *positions[:1]) if 1 <= k <= len(points)]
+            way = [points[k - 1] for k in positions if 1 <= k <= len(points)]
             style = styles[min(number, len(styles) - 1)]
-            axes.plot(*zip(*way) if way else ((), ()), color=COLOURS[number], label=label, solid_joinstyle="round", **style)
+            drawn = Polygon(way or [(0, 0)], fill=False, edgecolor=COLOURS[number], label=label, joinstyle="round", **style)
+            drawn.set_visible(bool(way))
+            axes.add_patch(drawn)
         axes.plot(*zip(*points), linestyle="", marker="o", markersize=3, color="#222222")
         axes.set_title(name, fontsize=8, loc="left", color="#222222")
-        axes.set_aspect("equal")
+        axes.set_aspect("equal", adjustable="datalim")
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_color("#d5dade")

@@ -256,4 +256,4 @@ def _draw(report: Check, found: dict[str, Any], drawn: dict[str, Model], spec: D
             true = [*map(int, example.target.split())]
             name = f"{n} points: " + ("exact" if answer == true else "not exact")
             panels.append((name, points, {"hull": true, "pointer": answer}))
-    point_sets(panels, report.figure("hulls"), title="Hulls as the pointer names them, corners in order")
+    point_sets(panels, report.figure("hulls"), title="Hulls as the pointer names them (trained on 5 to 8 points)")
