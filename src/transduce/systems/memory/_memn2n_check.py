@@ -105,7 +105,7 @@ def train(kind: str, seed: int, data: Prepared, report: Check) -> tuple[MemoryNe
 def check(report: Check) -> None:
     """Train every kind on 6,000 stories and test it on 1,000 others."""
     stories, held_out = (200, 50) if report.quick else (STORIES, HELD_OUT)
-    data = prepare(make("where", train=stories, held_out=held_out))
+    data = prepare(make("synthetic-where", train=stories, held_out=held_out))
     right: dict[str, list[float]] = {kind: [] for kind in KINDS}
     losses: dict[str, list[list[float]]] = {kind: [] for kind in KINDS}
     mass: dict[str, list[float]] = {}

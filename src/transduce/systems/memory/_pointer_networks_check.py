@@ -171,7 +171,7 @@ def check(report: Check) -> None:
 def _corpus(task: str, report: Check) -> Prepared:
     train_rows, held_out = (300, 30) if report.quick else (30_000, 500)
     started = time.perf_counter()
-    data = prepare(make(task, train=train_rows, held_out=held_out, shortest=5, longest=SEEN))
+    data = prepare(make(f"synthetic-{task}", train=train_rows, held_out=held_out, shortest=5, longest=SEEN))
     report.say(f"  {train_rows:,} sets of 5 to {SEEN} points with their {task} in {time.perf_counter() - started:.1f} s")
     return data
 
