@@ -155,9 +155,9 @@ class Transducer:
         if beam is None and num_best == 1:
             return self.system.search
         width = max(beam or 5, num_best)
-        own = self.system.search_wide
-        scorers = own.scorers if isinstance(own, Beam) else ()  # what the system's answers must obey, obeyed here
-        return Beam(width, num_best=num_best, max_length=LENGTH, length=LengthPenalty(1.0), scorers=scorers)
+        own = self.system.search_wide  # how long answers may be and what they must obey is the system's to say
+        limit, scorers = (own.max_length, own.scorers) if isinstance(own, Beam) else (LENGTH, ())
+        return Beam(width, num_best=num_best, max_length=limit, length=LengthPenalty(1.0), scorers=scorers)
 
     def predict(
         self,

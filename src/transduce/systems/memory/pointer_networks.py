@@ -73,7 +73,8 @@ def pointer_networks(data: DataSpec, c: Config = Config()) -> System:
     width = data.source.size if points else c.embed
     lstm = lambda: Recurrence(LSTMCell(width, c.hidden))
     decoder = PointerDecoder(width, lstm(), PointerAttend(c.hidden, c.hidden, c.hidden))
-    length = ratio(1.0, 1) if c.once else ratio(2.0, 10)
+    # A target may be longer than its source: triangulations name each point several times.
+    length = ratio(1.0, 1) if c.once else ratio(max(2.0, 1.5 * data.longest_target / data.longest_source), 10)
     scorers = (EachOnce(),) if c.once else ()
     return System(
         name="pointer-networks",
