@@ -12,8 +12,6 @@ import random
 from dataclasses import dataclass
 from typing import Any, Callable
 
-import numpy as np
-
 from transduce.core.errors import DataError, nearest
 
 from ..batching import Corpus, Example
@@ -55,8 +53,8 @@ def _draw_word(rng: random.Random, size: int) -> tuple[str, str]:
     return word, word
 
 
-def _draw_points(rng: random.Random, size: int) -> tuple[str, list[list[float]]]:
-    points = geometry.random_points(np.random.default_rng(rng.getrandbits(64)), size).tolist()
+def _draw_points(rng: random.Random, size: int) -> tuple[str, geometry.Points]:
+    points = geometry.random_points(rng, size)
     return geometry.write_points(points), points
 
 

@@ -6,6 +6,7 @@ positions count from 1. A fixed start and direction leave each target one way to
 
 from __future__ import annotations
 
+import random
 from itertools import combinations
 from typing import Any, Callable, Sequence
 
@@ -19,11 +20,11 @@ _EXACT = 1e-12
 """Areas and determinants below this are zero but for rounding."""
 
 
-def random_points(rng: np.random.Generator, count: int) -> np.ndarray:
-    """(count, 2), uniform in the unit square, rounded as they are written, no two alike."""
+def random_points(rng: random.Random, count: int) -> list[tuple[float, float]]:
+    """Points uniform in the unit square, rounded as they are written, no two alike."""
     while True:
-        points = rng.random((count, 2)).round(DECIMALS)
-        if len(np.unique(points, axis=0)) == count:
+        points = [(round(rng.random(), DECIMALS), round(rng.random(), DECIMALS)) for _ in range(count)]
+        if len(set(points)) == count:
             return points
 
 

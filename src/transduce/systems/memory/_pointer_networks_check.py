@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from typing import Any, Sequence
 
@@ -74,8 +75,8 @@ def train(kind: str, task: str, seed: int, data: Prepared, report: Check) -> Mod
 
 def fresh(task: str, size: int, spec: DataSpec, rows: int) -> tuple[list[Any], Encoded]:
     """Sets of one size that training never saw, and what a model reads of them."""
-    rng = np.random.default_rng((20, size))
-    sets = [geometry.random_points(rng, size).tolist() for _ in range(rows)]
+    rng = random.Random(f"fresh/{task}/{size}")
+    sets = [geometry.random_points(rng, size) for _ in range(rows)]
     answers = (" ".join(map(str, a)) for a in geometry.TASKS[task][0](sets))
     examples = [Example(geometry.write_points(s), a, (a,)) for s, a in zip(sets, answers)]
     return sets, encode(examples, spec.source, spec.target)
@@ -120,14 +121,14 @@ def mass_on_padding(model: Model, spec: DataSpec) -> float:
 
 def unfaithful_permutations(rows: int) -> int:
     """How many hulls of permuted points are not the permuted hull, begun at its lowest position."""
-    rng, wrong = np.random.default_rng(3), 0
+    rng, wrong = random.Random(3), 0
     for _ in range(rows):
-        points = geometry.random_points(rng, int(rng.integers(5, 13)))
-        order = rng.permutation(len(points))
-        place = {int(old) + 1: new + 1 for new, old in enumerate(order)}
-        moved = [place[k] for k in geometry.hull(points.tolist())]
+        points = geometry.random_points(rng, rng.randint(5, 12))
+        order = rng.sample(range(len(points)), len(points))
+        place = {old + 1: new + 1 for new, old in enumerate(order)}
+        moved = [place[k] for k in geometry.hull(points)]
         first = moved.index(min(moved))
-        wrong += geometry.hull(points[order].tolist()) != moved[first:] + moved[:first]
+        wrong += geometry.hull([points[i] for i in order]) != moved[first:] + moved[:first]
     return wrong
 
 
