@@ -113,13 +113,14 @@ class MemoryHops(nn.Module):
         age = torch.where(age > slots, -1, age)
         weight = position_weights(parts.place, parts.count, self.dim).to(self.embed.dtype)
         known = (torch.arange(1, slots + 1, device=ids.device) <= sentences[:, None])[:, None]  # (B,1,S)
-        filled = [self._bags(table, ids, weight, age, slots) for table in self.embed.unbind(0)]
-        u = self._bags(self.ask, ids, weight, age, 0)[:, 0] if self.ask is not None else filled[0][:, 0]
-        slot = [bag[:, 1:] for bag in filled]
+        filled = self._bags(self.embed, ids, weight, age, slots)  # (B,1+S,tables,D)
+        u = filled[:, 0, 0] if self.ask is None else self._bags(self.ask[None], ids, weight, age, 0)[:, 0, 0]
+        slot = filled[:, 1:]
         if self.time is not None:
-            slot = [bag + time[:slots] for bag, time in zip(slot, self.time.unbind(0))]
+            slot = slot + self.time[:, :slots].transpose(0, 1)
+        tables = slot.unbind(2)
         for hop in range(self.hops):
-            keys, values = (slot[hop], slot[hop + 1]) if self.adjacent else slot
+            keys, values = (tables[hop], tables[hop + 1]) if self.adjacent else tables
             found = self._read(u, keys, values, known)
             u = found + (u if self.carry is None else self.carry(u))
         return u
@@ -133,11 +134,15 @@ class MemoryHops(nn.Module):
         weights = tap(self, "weights", weights[:, 0])
         return (weights[:, None] @ values)[:, 0]
 
-    def _bags(self, table: Tensor, ids: Tensor, weight: Tensor, age: Tensor, slots: int) -> Tensor:
-        """Weighted sums of the word vectors of each part: (B,1+slots,D), the question first."""
-        words = F.embedding(ids, table) * weight
+    def _bags(self, tables: Tensor, ids: Tensor, weight: Tensor, age: Tensor, slots: int) -> Tensor:
+        """Weighted sums of the word vectors of each part, by all tables (N,V,D) at once: (B,1+slots,N,D), the question
+        first."""
+        count = len(tables)
+        words = F.embedding(ids, tables.transpose(0, 1).flatten(1)).unflatten(-1, (count, -1))
+        words = (words * weight[:, :, None]).flatten(2)
         place = torch.where((age >= 0) & (age <= slots), age, slots + 1)[..., None].expand_as(words)
-        return words.new_zeros(len(ids), slots + 2, self.dim).scatter_add(1, place, words)[:, :-1]
+        bags = words.new_zeros(len(ids), slots + 2, words.shape[-1]).scatter_add(1, place, words)
+        return bags[:, :-1].unflatten(-1, (count, -1))
 
     def _with_empty_memories(self, age: Tensor, sentences: Tensor) -> tuple[Tensor, Tensor]:
         """Ages and number of sentences where empty ones were put in between."""
