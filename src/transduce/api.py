@@ -156,7 +156,9 @@ class Transducer:
         if beam is None and num_best == 1:
             return self.system.search
         width = max(beam or 5, num_best)
-        return Beam(width, num_best=num_best, max_length=LENGTH, length=LengthPenalty(1.0))
+        own = self.system.search_wide  # how long answers may be and what they must obey is the system's to say
+        limit, scorers = (own.max_length, own.scorers) if isinstance(own, Beam) else (LENGTH, ())
+        return Beam(width, num_best=num_best, max_length=limit, length=LengthPenalty(1.0), scorers=scorers)
 
     def predict(
         self,
@@ -337,7 +339,7 @@ class Session:
 
     def step(self, symbol: str) -> dict[str, float]:
         """Write one symbol; returns log-probabilities by symbol, ``<eos>`` for the end."""
-        if symbol not in self.target.symbols:
+        if symbol not in self.target.symbols[: len(self.scores)]:
             raise DataError(f'The target has no symbol "{symbol}".')
         self.write([self.target.symbols.index(symbol)])
         return self.next()

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, Mapping
 if TYPE_CHECKING:
     from transduce.data import Corpus
 
-Units = Literal["chars", "words", "bytes", "bpe"]
+SourceUnits = Literal["chars", "words", "bytes", "bpe", "points"]
+TargetUnits = Literal["chars", "words", "bytes", "bpe", "positions"]
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,10 @@ class DataOptions:
     """Name of the source column of your file (source where left out); de+fr joins two columns."""
     target_column: str | None = None
     """Name of the target column of your file (target where left out); en+fr joins two columns."""
-    source_units: Units | None = None
-    """How sources are split into symbols; files are split into chars."""
-    target_units: Units | None = None
-    """How targets are split into symbols; files are split into chars."""
+    source_units: SourceUnits | None = None
+    """How sources are split into symbols; files are split into chars. points: lists such as 0.1,0.2 0.5,0.9."""
+    target_units: TargetUnits | None = None
+    """How targets are split into symbols; files are split into chars. positions: places in the source, from 1."""
     vocabulary: int | None = None
     """Most symbols that a side may learn (8,000 where the corpus does not say)."""
     max_bad: float = 0.01

@@ -4,7 +4,7 @@ valid."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Sequence
+from typing import Any, Sequence
 
 import torch
 from torch import Tensor
@@ -52,12 +52,16 @@ class Seq:
         return cls(data, length_mask(lengths, data.shape[1]))
 
     @classmethod
-    def from_lists(cls, rows: Sequence[Sequence[int]], pad: int = PAD) -> Seq:
-        """Pad lists of ids on the right. Every row needs at least one id."""
+    def from_lists(cls, rows: Sequence[Sequence[Any]], pad: int = PAD) -> Seq:
+        """Pad lists of ids on the right, or lists of vectors (tuples of numbers), with zeros. Every row needs at
+        least one of them."""
         if not rows or any(len(r) == 0 for r in rows):
             raise ValueError("a Seq needs at least one row and no empty row")
         longest = max(map(len, rows))
-        data = torch.tensor([list(r) + [pad] * (longest - len(r)) for r in rows], dtype=torch.long)
+        first, dtype = rows[0][0], torch.long
+        if isinstance(first, (tuple, list)):
+            pad, dtype = (0.0,) * len(first), torch.float32
+        data = torch.tensor([list(r) + [pad] * (longest - len(r)) for r in rows], dtype=dtype)
         return cls.from_lengths(data, torch.tensor([len(r) for r in rows]))
 
     @property

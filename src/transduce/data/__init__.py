@@ -1,8 +1,9 @@
 """Text in, batches out: fields, files, corpora, batching by length, metrics."""
 
 from .batching import Batch, Corpus, Encoded, Example, Loader, Prepared, batches, encode, prepare
-from .fields import DataSpec, TextField
+from .fields import DataSpec, TextField, learn_field
 from .metrics import ErrorRates, bootstrap, edit_distance, error_rates
+from .points import PointField, PositionField
 from .sources import anywhere, load_corpus
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "ErrorRates",
     "Example",
     "Loader",
+    "PointField",
+    "PositionField",
     "Prepared",
     "TextField",
     "anywhere",
@@ -21,6 +24,7 @@ __all__ = [
     "edit_distance",
     "encode",
     "error_rates",
+    "learn_field",
     "load_corpus",
     "prepare",
 ]

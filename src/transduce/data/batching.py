@@ -11,11 +11,12 @@ from typing import Any, Iterable, Iterator, Literal, Sequence
 import numpy as np
 
 from transduce.core.errors import DataError
-from transduce.core.seq import EOS, Batch
+from transduce.core.seq import EOS, UNK, Batch
 
 from .examples import Example
-from .fields import DataSpec, TextField
+from .fields import DataSpec, TextField, learn_field
 from .packing import Lines, pack
+from .points import PointField, PositionField
 from .ragged import Ragged
 
 
@@ -50,9 +51,10 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One part of a data set as ids. Targets end with EOS; ``sources`` is None for texts."""
+    """One part of a data set as ids, or vectors where a source is made of points. Targets end with EOS;
+    ``sources`` is None for texts."""
 
-    sources: Sequence[Sequence[int]] | None
+    sources: Sequence[Sequence[Any]] | None
     targets: Sequence[Sequence[int]]
     examples: Sequence[Example]
 
@@ -181,27 +183,48 @@ def prepare(
     )
 
 
-def _learn(corpus: Corpus, size: int) -> tuple[TextField | None, TextField]:
+def _learn(corpus: Corpus, size: int) -> tuple[TextField | PointField | None, TextField | PositionField]:
     """The vocabularies of the training part: one for both sides where the corpus shares it and splits both alike."""
     sources = [e.source for e in corpus.train] if corpus.kind == "pairs" else []
     answers = [r for e in corpus.train for r in e.references]
     if corpus.shared and sources and corpus.source_units == corpus.target_units:
         both = TextField.learn(chain(sources, answers), corpus.target_units, size=size)
         return both, both
-    source = TextField.learn(sources, corpus.source_units, size=size) if corpus.kind == "pairs" else None
-    return source, TextField.learn(answers, corpus.target_units, size=size)
+    source = None
+    if corpus.kind == "pairs":
+        source = learn_field(sources, corpus.source_units, side="source", size=size)
+    return source, learn_field(answers, corpus.target_units, side="target", size=size)
 
 
-def encode(examples: Sequence[Example], source: TextField | None, target: TextField) -> Encoded:
-    """Examples as ids under given fields. A source without a symbol is refused (:class:`DataError`)."""
+def encode(
+    examples: Sequence[Example], source: TextField | PointField | None, target: TextField | PositionField
+) -> Encoded:
+    """Examples as ids under given fields. A source without a symbol is refused, and a target that points behind
+    the end of its source (:class:`DataError`)."""
     sources = None
     if source is not None:
-        sources = Ragged.of((source.encode(e.source) for e in examples), source.size)
+        below = source.size if isinstance(source, TextField) else None
+        sources = Ragged.of((source.encode(e.source) for e in examples), below)
         if len(sources) and sources.lengths.min() == 0:
             empty = int(sources.lengths.argmin()) + 1
             raise DataError(f"The source of example {empty} is empty; give every source at least one symbol.")
-    targets = Ragged.of(([*target.encode(e.target), EOS] for e in examples), target.size)
+    pointing = isinstance(target, PositionField)
+    ids = ([*target.encode(e.target), EOS] for e in examples)
+    targets = Ragged.of(ids, None if pointing else target.size)
+    if pointing:
+        _refuse_positions_outside(sources, targets)
     return Encoded(sources, targets, examples)
+
+
+def _refuse_positions_outside(sources: Ragged | None, targets: Ragged) -> None:
+    if sources is None:
+        raise DataError("Positions need sources that they point into; give pairs of source and target.")
+    for row, (length, ids) in enumerate(zip(sources.lengths.tolist(), targets), 1):
+        if max(ids) - UNK > length:
+            raise DataError(
+                f"The target of example {row} points at position {max(ids) - UNK}, but its source has only {length} "
+                "elements; positions count from 1."
+            )
 
 
 # ---------------------------------------------------------------- grouping by length

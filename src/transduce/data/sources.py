@@ -30,7 +30,8 @@ def load_corpus(
 
     ``columns``: names of the source and target column; "source" and "target" unless given; "de+fr" joins two
     columns with :data:`transduce.data.fields.SEPARATOR`. ``*_units``: how each side is split, "chars" (the
-    default of files), "words", "bytes" or "bpe". ``max_bad``: share of broken rows that are left out with a
+    default of files), "words", "bytes" or "bpe"; a source may be "points", a target
+    "positions" (:mod:`transduce.data.points`). ``max_bad``: share of broken rows that are left out with a
     note in ``Corpus.notes``. ``max_rows``: read this many rows of each part, no more. Raises
     :class:`DataError`, one sentence.
     """

@@ -123,7 +123,7 @@ def measure(found: Sequence[Sequence[Hypothesis]], encoded: Encoded, spec: DataS
     """Error rates of each row's best hypothesis against all its references, in :func:`symbols` of the
     target."""
     field = spec.target
-    if field.units in ("chars", "words"):  # an unknown symbol is one symbol, however it is spelt
+    if field.units in ("chars", "words", "positions"):  # an unknown symbol is one symbol, however it is spelt
         predictions = [field.pieces(row[0].ids) if row else [] for row in found]
     else:
         predictions = [symbols(field.decode(row[0].ids), field.units) if row else [] for row in found]
@@ -132,7 +132,7 @@ def measure(found: Sequence[Sequence[Hypothesis]], encoded: Encoded, spec: DataS
 
 
 def symbols(text: str, units: str) -> list[str]:
-    """What errors are counted in: words where the target is split into words or BPE, characters (NFC)
+    """What errors are counted in: words where the target is split into words or BPE, positions, characters (NFC)
     otherwise."""
     text = unicodedata.normalize("NFC", text)
-    return text.split() if units in ("words", "bpe") else list(text)
+    return text.split() if units in ("words", "bpe", "positions") else list(text)
