@@ -1,5 +1,6 @@
 """Whole shapes: what stands between a batch and a distribution."""
 
+from .depth_layer import DepthLayer
 from .encoder_decoder import EncoderDecoder, LanguageModel
 from .encoders import LastStep, MeanStep, SequenceEncoder, VectorEncoder
 from .mixer_decoder import DecoderLayer, MixerDecoder
@@ -7,6 +8,7 @@ from .recurrent_decoder import RecurrentDecoder
 
 __all__ = [
     "DecoderLayer",
+    "DepthLayer",
     "EncoderDecoder",
     "LanguageModel",
     "LastStep",

@@ -25,7 +25,7 @@ def names() -> list[str]:
 def load(name: str, data_dir: str | os.PathLike | None = None) -> Corpus:
     """A built-in corpus by name; real ones may be fetched first."""
     if name in synthetic.names():
-        return synthetic.make(name)
+        return synthetic.built_in(name)
     modules = _modules()
     if name not in modules:
         raise DataError(

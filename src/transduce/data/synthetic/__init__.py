@@ -1,7 +1,8 @@
 """Generated corpora whose best possible error is known: 0, since each target is a function of its source.
 
 ``synthetic-reverse``, ``synthetic-copy``, ``synthetic-sort`` and ``synthetic-cipher`` are built-in names;
-:func:`make` takes other sizes.
+:func:`make` takes other sizes. ``synthetic-pointers`` asks questions about a permutation, ``synthetic-interleave``
+joins two sources, ``synthetic-readings`` has targets three times as long as their sources.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from transduce.core.errors import DataError, nearest
 
 from ..batching import Corpus, Example
 from ..split import bucket
+from .parts import interleave, readings
+from .pointers import pointers
 
 LETTERS = "abcdefghijklmnopqrstuvwxy"  # 25 letters and four special ids: a vocabulary of 29
 
@@ -32,8 +35,21 @@ _RULES: dict[str, Callable[[str], str]] = {
 }
 
 
+_OTHERS: dict[str, Callable[[], Corpus]] = {
+    "synthetic-interleave": interleave,
+    "synthetic-pointers": pointers,
+    "synthetic-readings": readings,
+}
+"""Corpora of another shape, each with sizes of its own."""
+
+
 def names() -> list[str]:
-    return [f"synthetic-{rule}" for rule in _RULES]
+    return [*(f"synthetic-{rule}" for rule in _RULES), *_OTHERS]
+
+
+def built_in(name: str) -> Corpus:
+    """A generated corpus in its usual size."""
+    return _OTHERS[name]() if name in _OTHERS else make(name)
 
 
 def make(
