@@ -61,6 +61,7 @@ def test_a_halted_position_is_copied_forward():
     torch.manual_seed(0)
     model = loop(8, causal=False, steps=4).double()
     nn.init.normal_(model.halting.score.weight)
+    nn.init.constant_(model.halting.score.bias, -1.0)
     x = torch.randn(2, 6, 8, dtype=torch.float64)
     inputs = []
     model.block.register_forward_hook(lambda module, given, result: inputs.append((given[0], result[0])))

@@ -4,6 +4,7 @@ from .depth_layer import DepthLayer
 from .encoder_decoder import EncoderDecoder, LanguageModel
 from .encoders import LastStep, MeanStep, SequenceEncoder, VectorEncoder
 from .mixer_decoder import DecoderLayer, MixerDecoder
+from .multi_source import MultiSourceEncoder, MultiSourceLayer
 from .recurrent_decoder import RecurrentDecoder
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "LastStep",
     "MeanStep",
     "MixerDecoder",
+    "MultiSourceEncoder",
+    "MultiSourceLayer",
     "RecurrentDecoder",
     "SequenceEncoder",
     "VectorEncoder",
