@@ -66,7 +66,7 @@ def split_parts(seq: Seq, separator: int, count: int) -> tuple[Seq, ...]:
         lengths = member.sum(1)
         size = max(1, int(lengths.max()))
         # A stable sort brings the part's steps to the front in their order.
-        order = (~member).to(torch.uint8).argsort(1, stable=True)[:, :size]
+        order = (~member).to(torch.uint8).argsort(dim=1, stable=True)[:, :size]
         mask = torch.arange(size, device=seq.data.device) < lengths[:, None]
         data = torch.where(mask, seq.data.gather(1, order), torch.zeros_like(order))
         parts.append(Seq(data, None if bool(mask.all()) else mask))
