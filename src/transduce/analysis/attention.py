@@ -33,9 +33,17 @@ def attention_mass(model: Model, batch: Batch, pattern: str = "*.weights") -> di
 
 
 def source_sensitivity(
-    model: Model, batch: Batch, output: str, source: str = "source", *, probes: int = 8, seed: int = 0
+    model: Model,
+    batch: Batch,
+    output: str,
+    source: str = "source",
+    *,
+    places: Sequence[int] | None = None,
+    probes: int = 8,
+    seed: int = 0,
 ) -> Tensor:
-    """Norm of the derivative of what position i computes with respect to the source's vectors: (U,), mean over rows.
+    """Norm of the derivative of what position i computes with respect to the source's vectors, mean over rows, for the
+    target positions ``places`` (from 0; all unless given): (len(places),)
 
     ||d out_i / d source||_F = sqrt(E_v |J_i^T v|^2) over random signs v, ``probes`` of them (Hutchinson 1990). Both
     ends are taps of the model: ``output`` (B,U,D) and ``source`` (B,S,D). Every position costs one backward pass.
@@ -54,7 +62,8 @@ def source_sensitivity(
     out = next(iter(seen.values()))[-1]
     generator = torch.Generator().manual_seed(seed)
     norms: list[Tensor] = []
-    for out_i in out.unbind(1):
+    steps = out.unbind(1)
+    for out_i in steps if places is None else [steps[i] for i in places]:
         squared = torch.zeros(out.shape[0], dtype=out.dtype)
         for _ in range(probes):
             v = torch.randint(0, 2, out_i.shape, generator=generator).to(out_i) * 2 - 1

@@ -6,6 +6,7 @@ from .encoders import LastStep, MeanStep, SequenceEncoder, VectorEncoder
 from .mixer_decoder import DecoderLayer, MixerDecoder
 from .multi_source import MultiSourceEncoder, MultiSourceLayer
 from .recurrent_decoder import RecurrentDecoder
+from .red import RedForm, RedSize, RegularisedEncoderDecoder
 
 __all__ = [
     "DecoderLayer",
@@ -18,6 +19,9 @@ __all__ = [
     "MultiSourceEncoder",
     "MultiSourceLayer",
     "RecurrentDecoder",
+    "RedForm",
+    "RedSize",
+    "RegularisedEncoderDecoder",
     "SequenceEncoder",
     "VectorEncoder",
 ]
