@@ -43,7 +43,10 @@ def batch_of(rows):
 
 
 def name_of(form):
-    return "".join(str(int(s)) for s in (form.coordinated, form.causal_source, form.shared, form.consecutive)) + form.partial
+    return (
+        "".join(str(int(s)) for s in (form.coordinated, form.causal_source, form.shared, form.consecutive))
+        + form.partial
+    )
 
 
 @pytest.mark.parametrize("form", FORMS, ids=name_of)
@@ -109,7 +112,9 @@ def test_one_softmax_over_source_and_past_equals_attention_over_both():
     y, _ = layer(x, None, states.Shared(memory))
     own = layer.memory(x, None)
     keys, values = (torch.cat(t, 1) for t in ((memory.keys, own.keys), (memory.values, own.values)))
-    seen = torch.cat((mask[:, None].expand(-1, 4, -1), torch.ones(4, 4, dtype=torch.bool).tril().expand(2, -1, -1)), -1)
+    seen = torch.cat(
+        (mask[:, None].expand(-1, 4, -1), torch.ones(4, 4, dtype=torch.bool).tril().expand(2, -1, -1)), -1
+    )
     q = layer.query(x).unflatten(-1, (-1, 4))
     torch.testing.assert_close(y, layer.output(attention(q, keys, values, mask=seen[:, None]).flatten(2)))
     layer.partial = True

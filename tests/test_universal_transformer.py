@@ -12,7 +12,16 @@ from transduce.core.seq import Batch, Seq
 from transduce.core.side import collect, side
 from transduce.core.tap import record
 from transduce.data import load_corpus
-from transduce.nn import Attention, CausalConv, DepthBlock, DepthLoop, FeedForward, Halting, LayerNorm, Pointwise
+from transduce.nn import (
+    Attention,
+    CausalConv,
+    DepthBlock,
+    DepthLoop,
+    FeedForward,
+    Halting,
+    LayerNorm,
+    Pointwise,
+)
 from transduce.nn.attend import AdditiveAttend
 from transduce.objectives import Likelihood, WithSide
 from transduce.systems.encoder_decoder import _universal_check as universal_check
@@ -111,7 +120,9 @@ def test_positions_begin_at_random_only_while_training():
 def test_the_ponder_loss_is_added_reported_and_trained():
     data = tiny_data("pairs")
     torch.manual_seed(0)
-    system = PAGE.build(data.spec, PAGE.config_type(dim=16, heads=2, feedforward=32, halting="act", dropout=0.0))
+    system = PAGE.build(
+        data.spec, PAGE.config_type(dim=16, heads=2, feedforward=32, halting="act", dropout=0.0)
+    )
     model = system.model.eval()
     batch = Batch(Seq.from_lists([[4, 5], [6]]), Seq.from_lists([[4, 2], [5, 2]]))
     plain = Likelihood()(model, batch, step=0)

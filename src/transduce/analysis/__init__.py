@@ -2,7 +2,7 @@
 
 from .attention import attention_mass, log_slope, source_sensitivity
 from .depth import ponder_times
-from .sources import without_part, with_swapped_part
+from .sources import with_swapped_part, without_part
 
 __all__ = [
     "attention_mass",

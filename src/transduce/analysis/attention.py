@@ -83,5 +83,12 @@ def log_slope(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def _unpadded(batch: Batch) -> None:
-    if batch.source is None or batch.target is None or batch.source.mask is not None or batch.target.mask is not None:
-        raise UserError("Positions are compared between rows: give sources of one length and targets of one length.")
+    if (
+        batch.source is None
+        or batch.target is None
+        or batch.source.mask is not None
+        or batch.target.mask is not None
+    ):
+        raise UserError(
+            "Positions are compared between rows: give sources of one length and targets of one length."
+        )

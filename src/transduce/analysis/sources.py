@@ -30,5 +30,7 @@ def without_part(sources: Sequence[str], part: int) -> list[str]:
 def _parts(source: str, part: int) -> list[str]:
     parts = source.split(SEPARATOR)
     if not 0 <= part < len(parts):
-        raise UserError(f"There is no part {part + 1} in the source {source[:40]!r}: it has {len(parts)}, joined by {SEPARATOR}.")
+        raise UserError(
+            f"There is no part {part + 1} in the source {source[:40]!r}: it has {len(parts)}, joined by {SEPARATOR}."
+        )
     return parts

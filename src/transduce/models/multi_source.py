@@ -29,7 +29,9 @@ class MultiSourceEncoder(Encoder):
             only part stays. Libovický et al. leave it out; it teaches the decoder to do without.
     """
 
-    def __init__(self, encoders: Sequence[Encoder], separator: int | None, source_dropout: float = 0.0) -> None:
+    def __init__(
+        self, encoders: Sequence[Encoder], separator: int | None, source_dropout: float = 0.0
+    ) -> None:
         super().__init__()
         if not 0.0 <= source_dropout < 1.0:
             raise ValueError(f"source_dropout is at least 0 and below 1, got {source_dropout}")
@@ -70,7 +72,9 @@ class MultiSourceLayer(nn.Module):
     A decoder layer of :class:`MixerDecoder` whose memory is the :class:`Joined` of a :class:`MultiSourceEncoder`.
     """
 
-    def __init__(self, mixer: Mixer, norm, attend: MultiAttend, feedforward: nn.Module, dropout: float = 0.0) -> None:
+    def __init__(
+        self, mixer: Mixer, norm, attend: MultiAttend, feedforward: nn.Module, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.mixer, self.attend, self.feedforward = mixer, attend, feedforward
         self.mixer_norm, self.feedforward_norm = norm(), norm()
@@ -78,9 +82,12 @@ class MultiSourceLayer(nn.Module):
 
     def start(self, batch: int, memory: Seq | None, capacity: int | None, continues: bool) -> LayerState:
         if not isinstance(memory, Joined):
-            raise ValueError("this layer reads several memories: give start() what a MultiSourceEncoder returns")
+            raise ValueError(
+                "this layer reads several memories: give start() what a MultiSourceEncoder returns"
+            )
         return LayerState(
-            self.mixer.init_state(batch, capacity=capacity) if continues else None, self.attend.start(memory.parts)
+            self.mixer.init_state(batch, capacity=capacity) if continues else None,
+            self.attend.start(memory.parts),
         )
 
     def forward(self, x: Tensor, state: LayerState, mask: Tensor | None) -> tuple[Tensor, LayerState]:

@@ -164,7 +164,8 @@ class DepthLoop(Mixer):
             )
         device = next(self.block.parameters()).device
         return DepthState(
-            self._begin(batch, device), tuple(self.block.init_state(batch, capacity) for _ in range(self.steps))
+            self._begin(batch, device),
+            tuple(self.block.init_state(batch, capacity) for _ in range(self.steps)),
         )
 
     def forward(
@@ -218,7 +219,9 @@ class _Blend:
         self.halting = halting
         self.out = torch.zeros_like(x)
         self.running = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        self.spent = torch.zeros(x.shape[:2], dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+        self.spent = torch.zeros(
+            x.shape[:2], dtype=torch.promote_types(x.dtype, torch.float32), device=x.device
+        )
         self.remainder, self.depth = self.spent, self.spent
         self.weights: list[Tensor] = []
 

@@ -17,15 +17,17 @@ from typing import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from transduce.core.seq import Seq
 from transduce.core.joined import Joined
+from transduce.core.seq import Seq
 from transduce.nn.attend import Attend, AttendState
 from transduce.ops.attention import attention
 
 States = tuple[AttendState, ...]
 
 
-def _read(attend: Attend, query: Tensor, state: AttendState, mask: Tensor | None) -> tuple[Tensor, AttendState]:
+def _read(
+    attend: Attend, query: Tensor, state: AttendState, mask: Tensor | None
+) -> tuple[Tensor, AttendState]:
     """The context (B,U,D), exactly 0 in rows whose memory is empty, where the output's bias would speak otherwise."""
     context, after = attend(query, state, mask=mask)
     there = _present(state)
@@ -177,7 +179,11 @@ class Choice(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.width = dim // heads
-        self.query, self.key_value, self.output = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+        self.query, self.key_value, self.output = (
+            nn.Linear(dim, dim),
+            nn.Linear(dim, 2 * dim),
+            nn.Linear(dim, dim),
+        )
 
     def forward(self, query: Tensor, candidates: Tensor, present: Tensor | None) -> Tensor:
         batch, steps, count, _ = candidates.shape

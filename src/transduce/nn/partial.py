@@ -37,7 +37,11 @@ class PartialAttention(nn.Module):
         if heads < 1 or dim % heads:
             raise ValueError(f"dim {dim} does not divide into {heads} heads")
         self.heads, self.width, self.partial = heads, dim // heads, partial
-        self.query, self.key_value, self.output = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+        self.query, self.key_value, self.output = (
+            nn.Linear(dim, dim),
+            nn.Linear(dim, 2 * dim),
+            nn.Linear(dim, dim),
+        )
 
     def init_state(self, batch: int, capacity: int | None) -> KVArena:
         """The empty past of a target."""
@@ -84,7 +88,9 @@ class PartialAttention(nn.Module):
         valid = None
         if memory.mask is not None:
             valid = memory.mask.repeat_interleave(source.fanout, 0)[:, None]
-        there = torch.ones(1, 1, scores.shape[-1], dtype=torch.bool, device=q.device) if valid is None else valid
+        there = (
+            torch.ones(1, 1, scores.shape[-1], dtype=torch.bool, device=q.device) if valid is None else valid
+        )
         visible = torch.cat((there.expand(*seen.shape[:2], -1), seen), -1)[:, :, None]
         weights = self._tapped(masked_softmax(torch.cat((scores, own), -1), visible))
         for_source, for_past = weights.split((scores.shape[-1], own.shape[-1]), -1)

@@ -11,7 +11,9 @@ from .parts import draw_corpus
 ITEMS, HOPS = 8, 4
 
 
-def pointers(*, train: int = 20000, held_out: int = 1000, seed: int = 0, items: int = ITEMS, hops: int = HOPS) -> Corpus:
+def pointers(
+    *, train: int = 20000, held_out: int = 1000, seed: int = 0, items: int = ITEMS, hops: int = HOPS
+) -> Corpus:
     """``"0>3 1>0 2>2 3>1 0*2"`` -> ``"1"``: from 0, two hops. Words; ``items`` pointers, 1 to ``hops`` hops.
 
     The pointers form a random permutation and stand in the order of their items. Each hop needs the one before, so a
@@ -27,7 +29,11 @@ def pointers(*, train: int = 20000, held_out: int = 1000, seed: int = 0, items: 
 
     made = draw_corpus("synthetic-pointers", draw, train, held_out, seed)
     return replace(
-        made, source_units="words", target_units="words", sequence_name="wrong answers", symbol_name="wrong answers"
+        made,
+        source_units="words",
+        target_units="words",
+        sequence_name="wrong answers",
+        symbol_name="wrong answers",
     )
 
 

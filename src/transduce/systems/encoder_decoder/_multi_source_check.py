@@ -41,7 +41,9 @@ def identities() -> dict[str, float]:
     found: dict[str, float] = {}
     for name, kind in STRATEGIES.items():
         one, two = _make(kind, 1), _make(kind, 2)
-        one.load_state_dict({key: value for key, value in two.state_dict().items() if key in one.state_dict()})
+        one.load_state_dict(
+            {key: value for key, value in two.state_dict().items() if key in one.state_dict()}
+        )
         if isinstance(one, HierarchicalAttend):
             _to_identity(one)
         attend, norm = (one.attends[0] if hasattr(one, "attends") else one.attend), _first_norm(one)
@@ -128,16 +130,23 @@ def check(report: Check) -> None:
     """Train the four strategies and the single sources under one budget; measure exact match, also with a wrong
     second source."""
     for name, difference in identities().items():
-        report.measure(f"{name}: largest difference", difference, Claim("exact", "an identity, float64", at_most=1e-12))
+        report.measure(
+            f"{name}: largest difference", difference, Claim("exact", "an identity, float64", at_most=1e-12)
+        )
     sizes = (200, 20) if report.quick else (20000, 500)
     together = data(*sizes)
     losses: dict[str, list[list[float]]] = {}
     single: dict[str, list[float]] = {}
     for name, part in SINGLES.items():
         alone = data(*sizes, part)
-        single[name] = [exact_match(_trained(alone, "parallel", name, seed, report, losses), alone) for seed in report.seeds]
+        single[name] = [
+            exact_match(_trained(alone, "parallel", name, seed, report, losses), alone)
+            for seed in report.seeds
+        ]
         report.measure(
-            f"{name}: exact match", single[name], Claim("single_source", "one word does not say the other", at_most=0.5)
+            f"{name}: exact match",
+            single[name],
+            Claim("single_source", "one word does not say the other", at_most=0.5),
         )
     best = max(sum(v) / len(v) for v in single.values())
     for cross in STRATEGIES:
@@ -148,7 +157,10 @@ def check(report: Check) -> None:
             Claim("uses_both", "every way to combine can read both words and the rule", at_least=0.98),
             baseline=best,
         )
-        report.measure(f"{cross}: exact match with a wrong second word", [exact_match(s, together, swap=True) for s in systems])
+        report.measure(
+            f"{cross}: exact match with a wrong second word",
+            [exact_match(s, together, swap=True) for s in systems],
+        )
     _draw(report, losses)
 
 
@@ -178,7 +190,10 @@ def _draw(report: Check, losses: dict[str, list[list[float]]]) -> None:
     width = max(1, len(next(iter(losses.values()))[0]) // 20)
     lines = {}
     for label, runs in losses.items():
-        means = [[sum(run[i : i + width]) / width for run in runs] for i in range(0, len(runs[0]) - width + 1, width)]
+        means = [
+            [sum(run[i : i + width]) / width for run in runs]
+            for i in range(0, len(runs[0]) - width + 1, width)
+        ]
         lines[label] = ([width * (i + 1) for i in range(len(means))], means)
     curves(
         lines,

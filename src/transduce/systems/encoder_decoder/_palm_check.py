@@ -167,14 +167,21 @@ def check(report: Check) -> None:
         report.measure(
             f"{name}, untrained: slope of log |d read_i / d source| over log i",
             slope,
-            Claim("sensitivity", "-1 under one softmax, 0 with partial attention", at_most=bounds[1], at_least=bounds[0]),
+            Claim(
+                "sensitivity",
+                "-1 under one softmax, 0 with partial attention",
+                at_most=bounds[1],
+                at_least=bounds[0],
+            ),
         )
     trained = _behaviour(report)
     _draw(report, mass, expected, derivatives, trained)
 
 
 def _behaviour(report: Check) -> dict[str, list[Model]]:
-    prepared = prepare(readings(train=200, held_out=20) if report.quick else readings(train=20000, held_out=300))
+    prepared = prepare(
+        readings(train=200, held_out=20) if report.quick else readings(train=20000, held_out=300)
+    )
     errors: dict[str, list[list[float]]] = {}
     trained: dict[str, list[Model]] = {}
     for name in TRAINED:
@@ -193,7 +200,9 @@ def _behaviour(report: Check) -> dict[str, list[Model]]:
             errors.setdefault(name, []).append(errors_by_third(model, prepared))
             trained.setdefault(name, []).append(model)
         report.notes[f"parameters, {name}"] = sum(p.numel() for p in model.parameters())
-        report.notes[f"error by third of the target, {name}"] = [[round(v, 4) for v in row] for row in errors[name]]
+        report.notes[f"error by third of the target, {name}"] = [
+            [round(v, 4) for v in row] for row in errors[name]
+        ]
     last = {name: [row[2] for row in rows] for name, rows in errors.items()}
     lm = sum(last["language model"]) / len(last["language model"])
     report.measure("language model: error in the last third", last["language model"])
@@ -213,7 +222,11 @@ STEPS, ROWS, RATE = 600, 32, 2e-3
 
 
 def _draw(
-    report: Check, mass: Tensor, expected: Tensor, derivatives: dict[str, list[float]], trained: dict[str, list[Model]]
+    report: Check,
+    mass: Tensor,
+    expected: Tensor,
+    derivatives: dict[str, list[float]],
+    trained: dict[str, list[Model]],
 ) -> None:
     places = [p + 1 for p in PLACES]
     curves(

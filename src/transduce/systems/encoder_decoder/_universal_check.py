@@ -8,7 +8,7 @@ from typing import Iterator
 import torch
 from torch import Tensor, nn
 
-from transduce.core.dist import Categorical, Dist
+from transduce.core.dist import Dist
 from transduce.core.protocols import Claim, Mixer, Model
 from transduce.core.seq import Batch, Seq
 from transduce.core.state import State
@@ -124,7 +124,12 @@ def identities() -> dict[str, float]:
     ):
         wanted, steps, remainder = reference_halting(own, loop.halting.threshold)
         wanted += [0.0] * (len(found) - len(wanted))
-        worst = max(worst, abs(depth - steps), abs(ponder - steps - remainder), *(abs(a - b) for a, b in zip(found, wanted)))
+        worst = max(
+            worst,
+            abs(depth - steps),
+            abs(ponder - steps - remainder),
+            *(abs(a - b) for a, b in zip(found, wanted)),
+        )
     return {
         "halting, against a scalar loop": worst,
         "halting weights, their sum against 1": float((weights.sum(-1) - 1.0).abs().max()),
@@ -166,7 +171,9 @@ def _one_step() -> float:
 def check(report: Check) -> None:
     """Train the tied loop, the loop with halting and one layer under one number of steps; measure by hops."""
     for name, difference in identities().items():
-        report.measure(f"{name}: largest difference", difference, Claim("exact", "an identity, float64", at_most=1e-12))
+        report.measure(
+            f"{name}: largest difference", difference, Claim("exact", "an identity, float64", at_most=1e-12)
+        )
     found: dict[str, list[tuple[list[float], list[float]]]] = {kind: [] for kind in KINDS}
     for kind in KINDS:
         for seed in report.seeds:
@@ -215,7 +222,8 @@ def _claims(report: Check, found: dict[str, list[tuple[list[float], list[float]]
         Claim("above_one_layer", "depth, not parameters, is what was missing", at_least=0.35),
     )
     report.measure(
-        "two hops: accuracy with ACT", [row[1] for row in right["act"]],
+        "two hops: accuracy with ACT",
+        [row[1] for row in right["act"]],
         baseline=sum(row[1] for row in right["one"]) / len(right["one"]),
     )
     report.measure(
@@ -228,7 +236,8 @@ def _claims(report: Check, found: dict[str, list[tuple[list[float], list[float]]
 def _draw(report: Check, found: dict[str, list[tuple[list[float], list[float]]]]) -> None:
     hops = list(range(1, HOPS + 1))
     lines = {
-        label: (hops, [list(column) for column in zip(*(row[0] for row in found[kind]))]) for kind, label in KINDS.items()
+        label: (hops, [list(column) for column in zip(*(row[0] for row in found[kind]))])
+        for kind, label in KINDS.items()
     }
     start = [1 / 8, 2 / 8, 2 / 8, 3 / 8]
     curves(

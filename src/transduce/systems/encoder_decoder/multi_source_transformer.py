@@ -32,7 +32,13 @@ from transduce.core.protocols import System
 from transduce.core.registry import system
 from transduce.data import DataSpec
 from transduce.data.fields import SEPARATOR, TextField
-from transduce.models import EncoderDecoder, MixerDecoder, MultiSourceEncoder, MultiSourceLayer, SequenceEncoder
+from transduce.models import (
+    EncoderDecoder,
+    MixerDecoder,
+    MultiSourceEncoder,
+    MultiSourceLayer,
+    SequenceEncoder,
+)
 from transduce.nn.attend import MultiHeadAttend
 from transduce.nn.attention import Attention
 from transduce.nn.embed import Embed, Head

@@ -76,7 +76,9 @@ def form_of(c: Config) -> RedForm:
             c.coordinated, c.causal_source, c.shared, c.consecutive, c.source_loss > 0, c.partial, c.segments
         )
     except ValueError as problem:
-        raise UserError(f"{str(problem).capitalize()}: give --partial own, or leave --coordinated on.") from None
+        raise UserError(
+            f"{str(problem).capitalize()}: give --partial own, or leave --coordinated on."
+        ) from None
 
 
 @system(

@@ -75,7 +75,9 @@ def depth_loop(c: Config, *, decoder: bool) -> DepthLoop:
         raise UserError("Halting chooses among steps, so it needs --steps of at least 2.")
     transition: Mixer = Pointwise(FeedForward(c.dim, c.feedforward, activation="relu", dropout=c.dropout))
     if c.transition == "convolution":
-        transition = Serial(CausalConv(c.dim, kernel=3, activation=nn.functional.relu), Pointwise(nn.Linear(c.dim, c.dim)))
+        transition = Serial(
+            CausalConv(c.dim, kernel=3, activation=nn.functional.relu), Pointwise(nn.Linear(c.dim, c.dim))
+        )
     block = DepthBlock(
         Attention(c.dim, c.heads, position=None, causal=decoder),
         transition,
@@ -103,7 +105,10 @@ def universal_transformer(data: DataSpec, c: Config = Config()) -> System:
     embed = lambda field: nn.Sequential(Embed(field.size, c.dim), nn.Dropout(c.dropout))
     encoder = Serial(depth_loop(c, decoder=False), Pointwise(output_norm(c)))
     decoder = MixerDecoder(
-        embed(data.target), [DepthLayer(depth_loop(c, decoder=True))], output_norm(c), Head(c.dim, data.target.size)
+        embed(data.target),
+        [DepthLayer(depth_loop(c, decoder=True))],
+        output_norm(c),
+        Head(c.dim, data.target.size),
     )
     objective: Objective = Likelihood(c.label_smoothing)
     if c.halting == "act":
