@@ -1,4 +1,5 @@
-"""Several sources: the identities of the four strategies, splitting, missing parts, the decoder laws, the page."""
+"""Several sources: the identities of the four strategies, splitting, missing parts, the decoder laws, the
+page."""
 
 from functools import partial
 

@@ -1,4 +1,5 @@
-"""A language model as a regularised encoder-decoder: every switch obeys the laws, all on is the language model."""
+"""A language model as a regularised encoder-decoder: every switch obeys the laws, all on is the language
+model."""
 
 import itertools
 

@@ -16,10 +16,11 @@ from transduce.core.tap import record, replace
 
 @torch.no_grad()
 def attention_mass(model: Model, batch: Batch, pattern: str = "*.weights") -> dict[str, Tensor]:
-    """Share of attention that each target position spends on the source, (U,) by layer, mean over rows and heads.
+    """Share of attention that each target position spends on the source, (U,) by layer, mean over rows and
+    heads.
 
-    ``pattern``: taps whose weights (B,H,U,S+U) stand over the source's steps first and the target's behind them, in one
-    softmax. Source and target must be without padding, so that every row counts the same.
+    ``pattern``: taps whose weights (B,H,U,S+U) stand over the source's steps first and the target's behind
+    them, in one softmax. Source and target must be without padding, so that every row counts the same.
     """
     _unpadded(batch)
     size = batch.source.steps
@@ -42,11 +43,12 @@ def source_sensitivity(
     probes: int = 8,
     seed: int = 0,
 ) -> Tensor:
-    """Norm of the derivative of what position i computes with respect to the source's vectors, mean over rows, for the
-    target positions ``places`` (from 0; all unless given): (len(places),)
+    """Norm of the derivative of what position i computes with respect to the source's vectors, mean over
+    rows, for the target positions ``places`` (from 0; all unless given): (len(places),)
 
-    ||d out_i / d source||_F = sqrt(E_v |J_i^T v|^2) over random signs v, ``probes`` of them (Hutchinson 1990). Both
-    ends are taps of the model: ``output`` (B,U,D) and ``source`` (B,S,D). Every position costs one backward pass.
+    ||d out_i / d source||_F = sqrt(E_v |J_i^T v|^2) over random signs v, ``probes`` of them (Hutchinson
+    1990). Both ends are taps of the model: ``output`` (B,U,D) and ``source`` (B,S,D). Every position costs
+    one backward pass a probe.
     """
     _unpadded(batch)
     leaf: list[Tensor] = []

@@ -13,7 +13,8 @@ from transduce.core.tap import record
 
 @torch.no_grad()
 def ponder_times(model: Model, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-    """Depth steps of every source position (B,S) and every target position (B,U) under teacher forcing, 0 in padding.
+    """Depth steps of every source position (B,S) and every target position (B,U) under teacher forcing, 0 in
+    padding.
 
     None for a side without halting. Raises :class:`UserError` where neither side has any.
     """

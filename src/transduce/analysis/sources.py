@@ -11,8 +11,9 @@ from transduce.data.fields import SEPARATOR
 def with_swapped_part(sources: Sequence[str], part: int) -> list[str]:
     """Each source with its part ``part`` (from 0) taken from the next row, the last row's from the first.
 
-    A model that reads the part must do worse on these (the adversarial evaluation of Libovický et al. 2018, arXiv
-    1811.04716, section 5). Raises :class:`UserError` where a source lacks the part or there is one row only.
+    A model that reads the part must do worse on these (the adversarial evaluation of Libovický et al. 2018,
+    arXiv 1811.04716, section 5). Raises :class:`UserError` where a source lacks the part or there is one row
+    only.
     """
     if len(sources) < 2:
         raise UserError("Parts are swapped between rows: give at least two sources.")

@@ -15,8 +15,8 @@ from .seq import Seq
 class Joined(Seq):
     """Sequences laid end to end in time; ``sizes`` are the steps of each, padding included.
 
-    A reader that knows nothing of it sees one long sequence with padding inside; :attr:`parts` are the single ones. A
-    row may lack a part: then all steps of it are masked.
+    A reader that knows nothing of it sees one long sequence with padding inside; :attr:`parts` are the single
+    ones. A row may lack a part: then all steps of it are masked.
     """
 
     sizes: tuple[int, ...] = ()
@@ -48,11 +48,12 @@ class Joined(Seq):
 
 
 def split_parts(seq: Seq, separator: int, count: int) -> tuple[Seq, ...]:
-    """The parts of each row of ids (B,S) between its separators, each a Seq of its own with padding on the right.
+    """The parts of each row of ids (B,S) between its separators, each a Seq of its own with padding on the
+    right.
 
-    A row with fewer separators lacks the last parts, two neighbouring separators enclose a missing one. A part that all
-    rows lack has one masked step. The order of valid steps is kept, wherever the mask has holes. Raises ValueError
-    where a row has more than ``count`` parts.
+    A row with fewer separators lacks the last parts, two neighbouring separators enclose a missing one. A
+    part that all rows lack has one masked step. The order of valid steps is kept, wherever the mask has
+    holes. Raises ValueError where a row has more than ``count`` parts.
     """
     valid = seq.valid()
     cut = (seq.data == separator) & valid

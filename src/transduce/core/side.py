@@ -1,7 +1,7 @@
 """Side losses: what a layer wants to be trained on beside the likelihood of the targets.
 
-A layer writes ``side("ponder", value, mask)`` with one number a position and the positions that count. That costs
-one global look-up until an objective collects (:class:`transduce.objectives.WithSide`)::
+A layer writes ``side("ponder", value, mask)`` with one number a position and the positions that count. That
+costs one global look-up until an objective collects (:class:`transduce.objectives.WithSide`)::
 
     with collect() as found:
         model(...)

@@ -19,14 +19,15 @@ from transduce.nn.multi_attend import MultiAttend
 class MultiSourceEncoder(Encoder):
     """Ids with separators -> K memories, laid end to end as a :class:`~transduce.core.joined.Joined`.
 
-    Each part of a row is read by its own encoder (pass one encoder K times to share it); a part that a row lacks
-    becomes an empty memory.
+    Each part of a row is read by its own encoder (pass one encoder K times to share it); a part that a row
+    lacks becomes an empty memory.
 
     Args:
         encoders: one for each part, in order, all of one width.
-        separator: the id between parts; None where the vocabulary has none, then everything is the first part.
-        source_dropout: while training, the chance of a row to lose one of its parts, drawn among those it has; a row's
-            only part stays. Libovický et al. leave it out; it teaches the decoder to do without.
+        separator: the id between parts; None where the vocabulary has none, then everything is the first
+            part.
+        source_dropout: while training, the chance of a row to lose one of its parts, drawn among those it
+            has; a row's only part stays. Libovický et al. leave it out; it teaches the decoder to do without.
     """
 
     def __init__(
@@ -69,7 +70,8 @@ class MultiSourceEncoder(Encoder):
 class MultiSourceLayer(nn.Module):
     """x + mixer(norm(x)), then what ``attend`` reads of all memories, then x + feedforward(norm(x)).
 
-    A decoder layer of :class:`MixerDecoder` whose memory is the :class:`Joined` of a :class:`MultiSourceEncoder`.
+    A decoder layer of :class:`MixerDecoder` whose memory is the :class:`Joined` of a
+    :class:`MultiSourceEncoder`.
     """
 
     def __init__(

@@ -1,4 +1,5 @@
-"""A decoder-only model on [source; target] seen as a regularised encoder-decoder (Fu et al. 2023, arXiv 2304.04052).
+"""A decoder-only model on [source; target] seen as a regularised encoder-decoder (Fu et al. 2023, arXiv
+2304.04052).
 
 Five switches lead from the one to the other; see :class:`RegularisedEncoderDecoder`.
 """
@@ -30,8 +31,8 @@ from transduce.nn.position import sinusoidal
 
 @dataclass(frozen=True)
 class RedLayerState:
-    """A layer's past of the target, the source's keys and values that join it in one softmax, and the states of the
-    attentions that read the source by themselves; None for what the layer has not."""
+    """A layer's past of the target, the source's keys and values that join it in one softmax, and the states
+    of the attentions that read the source by themselves; None for what the layer has not."""
 
     past: KVArena | None
     source: Shared | None
@@ -49,15 +50,16 @@ class RedState:
 
 @dataclass(frozen=True)
 class RedForm:
-    """The five switches, all on for a language model on [source; target], all off for an encoder-decoder; and what
-    PALM adds.
+    """The five switches, all on for a language model on [source; target], all off for an encoder-decoder; and
+    what PALM adds.
 
-    coordinated: (i) layer l attends, in one softmax with the target's past, to the source's states at layer l; off, to
-        the last source states in an attention of its own.
+    coordinated: (i) layer l attends, in one softmax with the target's past, to the source's states at layer
+        l; off, to the last source states in an attention of its own.
     causal_source: (ii) source positions see earlier ones only; off, all.
     shared: (iii) the source is read with the weights that write the target; off, with weights of its own.
     consecutive: (iv) the target's positions go on behind the source's; off, they begin at zero.
-    source_loss: (v) the source is predicted too: the next symbol where the source is causal, else each position's own.
+    source_loss: (v) the source is predicted too: the next symbol where the source is causal, else each
+        position's own.
     partial: a second attention to the source at each layer, "own" or "shared" projections, or "none".
     segments: one learned vector for everything in the source, another for the target.
     """
@@ -107,7 +109,7 @@ class RedLayer(nn.Module):
         self.dropout = nn.Dropout(size.dropout)
 
     def encode(self, x: Tensor, mask: Tensor | None, causal: bool, memory: Memory | None = None) -> Tensor:
-        """One layer over the source (B,S,D); ``memory``: its keys and values, where they are known already."""
+        """One layer over the source (B,S,D); ``memory``: its keys and values, where known already."""
         normed = self.attention_norm(x)
         memory = self.attention.memory(normed, mask) if memory is None else memory
         return self._widen(x + self.dropout(self.attention.among(normed, memory, causal)))
@@ -131,19 +133,22 @@ class RedLayer(nn.Module):
 class RegularisedEncoderDecoder(Model):
     """p(y | x) from one stack of layers over [source; target], in every form that :class:`RedForm` names.
 
-    With all switches on its logits are those of a causal language model on the joined sequence (section 3 of the paper);
-    PALM (section 4) keeps that but for bidirectional sources, positions that begin anew, and partial attention.
+    With all switches on its logits are those of a causal language model on the joined sequence (section 3 of
+    the paper); PALM (section 4) keeps that but for bidirectional sources, positions that begin anew, and
+    partial attention.
 
-    Source and target symbols share one embedding and one output matrix over the union of their vocabularies, a symbol
-    that stands in both being one; probabilities are over the symbols of one side. The first target position reads BOS,
-    which stands between source and target. With ``source_loss`` the mean negative log-likelihood of the source symbols is
-    offered as the side loss "source", apart from the targets', which is what objectives report as ``nll``.
+    Source and target symbols share one embedding and one output matrix over the union of their vocabularies,
+    a symbol that stands in both being one; probabilities are over the symbols of one side. The first target
+    position reads BOS, which stands between source and target. With ``source_loss`` the mean negative
+    log-likelihood of the source symbols is offered as the side loss "source", apart from the targets', which
+    is what objectives report as ``nll``.
 
     Args:
         source_symbols, target_symbols: both vocabularies, by id.
         size, form: see there.
 
-    The source's vectors are tapped as ``source`` (B,S,D), what a layer reads by attention as ``layers.N.read`` (B,U,D).
+    The source's vectors are tapped as ``source`` (B,S,D), what a layer reads by attention as
+    ``layers.N.read`` (B,U,D).
     """
 
     def __init__(

@@ -2,12 +2,12 @@
 
 ::
 
-    loop = DepthLoop(DepthBlock(Attention(64, 4, position=None), Pointwise(FeedForward(64)), norm), 64, steps=6,
-                     halting=Halting(64))
+    loop = DepthLoop(DepthBlock(Attention(64, 4, position=None), Pointwise(FeedForward(64)), norm), 64,
+                     steps=6, halting=Halting(64))
     y, state = loop(x, loop.init_state(batch))
 
-Every depth step has keys and values of its own, since the same position has another content there, so the state
-holds one state of the block's mixers for each step.
+Every depth step has keys and values of its own, since the same position has another content there, so the
+state holds one state of the block's mixers for each step.
 """
 
 from __future__ import annotations
@@ -89,9 +89,9 @@ class DepthBlock(nn.Module):
 class Halting(nn.Module):
     """p = sigmoid(w . h + b), the share of a position's halting that one more depth step spends.
 
-    Graves 2016 (arXiv 1603.08983, section 2.1), per position as in Dehghani et al. 2019 (section 2.2). A position
-    stops at the first step at which the sum of its p exceeds ``1 - epsilon``, at the last step at the latest. b starts
-    at 1, so that an untrained model stops early.
+    Graves 2016 (arXiv 1603.08983, section 2.1), per position as in Dehghani et al. 2019 (section 2.2). A
+    position stops at the first step at which the sum of its p exceeds ``1 - epsilon``, at the last step at
+    the latest. b starts at 1, so that an untrained model stops early.
     """
 
     def __init__(self, dim: int, epsilon: float = 0.01) -> None:
@@ -119,13 +119,14 @@ class DepthState:
 class DepthLoop(Mixer):
     """h^s = block(h^{s-1} + code(position) + code(s)), s = 1..S, with one set of weights.
 
-    Dehghani et al. 2019 (arXiv 1807.03819, section 2): both codes are sinusoids and are added anew at every step.
+    Dehghani et al. 2019 (arXiv 1807.03819, section 2): both codes are sinusoids and are added anew at every
+    step.
 
-    With ``halting`` each position spends weights w_s that sum to 1 on its steps (at the last one, whatever is left),
-    keeps its h from where it halts on, and the output is the running blend ``out <- w_s h^s + (1 - w_s) out`` of the
-    authors' code, begun at zero. Each position's cost, its steps plus the weight of the last one, is offered as the
-    side loss "ponder" and tapped as ``ponder`` (B,T); the weights are tapped as ``halting`` (B,T,S) and the number of
-    steps as ``depth`` (B,T).
+    With ``halting`` each position spends weights w_s that sum to 1 on its steps (at the last one, whatever is
+    left), keeps its h from where it halts on, and the output is the running blend of the authors' code,
+    ``out <- w_s h^s + (1 - w_s) out``, begun at zero. Each position's cost, its steps plus the weight of the
+    last one, is offered as the side loss "ponder" and tapped as ``ponder`` (B,T); the weights are tapped as
+    ``halting`` (B,T,S) and the number of steps as ``depth`` (B,T).
 
     Args:
         block: the step.
@@ -135,8 +136,8 @@ class DepthLoop(Mixer):
         offset: while training, each row's positions begin at a random number up to this one, so that a longer
             sequence meets trained codes later (section 4.3). The state keeps it.
 
-    Under ``forward``, ``memory`` is the state of the block's attention. All depth steps read it alike, so its keys and
-    values exist once.
+    Under ``forward``, ``memory`` is the state of the block's attention. All depth steps read it alike, so its
+    keys and values exist once.
     """
 
     def __init__(

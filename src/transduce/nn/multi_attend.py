@@ -1,12 +1,15 @@
-"""A decoder position reads several memories: four ways to combine them (Libovický et al. 2018, arXiv 1811.04716).
+"""A decoder position reads several memories: four ways to combine them (Libovický et al. 2018, arXiv
+1811.04716).
 
 ::
 
     read = ParallelAttend(2, partial(MultiHeadAttend, 64), partial(LayerNorm, 64), dropout=0.1)
-    state = read.start([memory_a, memory_b])             # Seqs (B,S_k,M); keys and values of each are computed once
-    x, state = read(x, state)                            # (B,U,D) -> (B,U,D), residual and norm included
+    state = read.start([memory_a, memory_b])             # Seqs (B,S_k,M); keys and values of each are
+    computed once x, state = read(x, state)                            # (B,U,D) -> (B,U,D), residual and norm
+    included
 
-A row may lack a memory (all of its steps masked). What is missing adds exactly nothing, whatever the biases are.
+A row may lack a memory (all of its steps masked). What is missing adds exactly nothing, whatever the biases
+are.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ States = tuple[AttendState, ...]
 def _read(
     attend: Attend, query: Tensor, state: AttendState, mask: Tensor | None
 ) -> tuple[Tensor, AttendState]:
-    """The context (B,U,D), exactly 0 in rows whose memory is empty, where the output's bias would speak otherwise."""
+    """The context (B,U,D), exactly 0 in rows whose memory is empty, where the output's bias would speak
+    otherwise."""
     context, after = attend(query, state, mask=mask)
     there = _present(state)
     if there is not None:
@@ -123,7 +127,8 @@ class ParallelAttend(MultiAttend):
 class FlatAttend(MultiAttend):
     """x <- x + drop(attend(norm(x), [E_1; ..; E_K])): one softmax over the steps of all (section 3, "flat").
 
-    The memories need one width. They compete for one unit of weight; nothing but their content tells them apart.
+    The memories need one width. They compete for one unit of weight; nothing but their content tells them
+    apart.
     """
 
     def __init__(
@@ -141,9 +146,11 @@ class FlatAttend(MultiAttend):
 
 
 class HierarchicalAttend(MultiAttend):
-    """c_k = drop(attend_k(norm(x), E_k)); x <- x + drop(choose(norm(x), [c_1..c_K])) (section 3, "hierarchical").
+    """c_k = drop(attend_k(norm(x), E_k)); x <- x + drop(choose(norm(x), [c_1..c_K])) (section 3,
+    "hierarchical").
 
-    ``choose``, a :class:`Choice`, attends to the K contexts of the same position; a missing source is no candidate.
+    ``choose``, a :class:`Choice`, attends to the K contexts of the same position; a missing source is no
+    candidate.
     """
 
     def __init__(
@@ -173,7 +180,8 @@ class HierarchicalAttend(MultiAttend):
 class Choice(nn.Module):
     """Multi-head attention whose keys and values are K candidates at the query's own position.
 
-    query (B,U,D), candidates (B,U,K,D), present (B,K) bool or None -> (B,U,D), 0 for a row without any candidate.
+    query (B,U,D), candidates (B,U,K,D), present (B,K) bool or None -> (B,U,D), 0 for a row without any
+    candidate.
     """
 
     def __init__(self, dim: int, heads: int) -> None:

@@ -1,8 +1,9 @@
 """Attention of a target to its own past and to a source at once, and to the source once more by itself.
 
-The source's keys and values stand first, those of the target's past behind them. One softmax over both is what a
-decoder-only model on [source; target] computes; the longer the target, the less of it is left for the source. A second
-softmax over the source alone (:class:`PartialAttention`, Fu et al. 2023, arXiv 2304.04052, section 4) does not decay.
+The source's keys and values stand first, those of the target's past behind them. One softmax over both is
+what a decoder-only model on [source; target] computes; the longer the target, the less of it is left for the
+source. A second softmax over the source alone (:class:`PartialAttention`, Fu et al. 2023, arXiv 2304.04052,
+section 4) does not decay.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ class PartialAttention(nn.Module):
     Args:
         dim: width, a multiple of ``heads``.
         heads: number of heads.
-        partial: whether the second term, with a softmax of its own over the source and the same projections, is added.
+        partial: whether the second term, with a softmax of its own over the source and the same projections,
+            is added.
 
-    ``memory(x)`` makes keys and values of a source, :meth:`among` lets the source attend to itself, :meth:`forward`
-    serves the target. The weights of the one softmax are tapped as ``weights``, (B,H,U,S+L).
+    ``memory(x)`` makes keys and values of a source, :meth:`among` lets the source attend to itself,
+    :meth:`forward` serves the target. The weights of the one softmax are tapped as ``weights``, (B,H,U,S+L).
     """
 
     def __init__(self, dim: int, heads: int = 4, *, partial: bool = False) -> None:
@@ -61,7 +63,8 @@ class PartialAttention(nn.Module):
     def forward(
         self, x: Tensor, past: KVArena | None, source: Shared | None, mask: Tensor | None = None
     ) -> tuple[Tensor, KVArena | None]:
-        """x (B,U,D) behind ``past`` (None: nothing precedes and nothing follows); ``source`` holds a Memory, or None."""
+        """x (B,U,D) behind ``past`` (None: nothing precedes and nothing follows); ``source`` holds a Memory,
+        or None."""
         x = zero_masked(x, mask)
         q = self.query(x).unflatten(-1, (-1, self.width)) / math.sqrt(self.width)
         k, v = self.key_value(x).unflatten(-1, (-1, self.width)).chunk(2, 2)

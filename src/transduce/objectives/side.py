@@ -17,7 +17,8 @@ class WithSide:
     """L = L_main + sum_i w_i(step) L_i, L_i the sum of what all layers offered under the name i.
 
     ``weights``: name -> number or schedule (training step -> number). Each L_i is reported under its name,
-    the parts of ``objective`` keep theirs. One forward pass serves both. A name that nobody offers adds nothing.
+    the parts of ``objective`` keep theirs. One forward pass serves both. A name that nobody offers adds
+    nothing.
     """
 
     def __init__(self, objective: Objective, weights: Mapping[str, Weight]) -> None:

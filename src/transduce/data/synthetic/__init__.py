@@ -1,8 +1,9 @@
 """Generated corpora whose best possible error is known: 0, since each target is a function of its source.
 
 ``synthetic-reverse``, ``synthetic-copy``, ``synthetic-sort`` and ``synthetic-cipher`` are built-in names;
-:func:`make` takes other sizes. ``synthetic-pointers`` asks questions about a permutation, ``synthetic-interleave``
-joins two sources, ``synthetic-readings`` has targets three times as long as their sources.
+:func:`make` takes other sizes. ``synthetic-pointers`` asks questions about a permutation,
+``synthetic-interleave`` joins two sources, ``synthetic-readings`` has targets three times as long as their
+sources.
 """
 
 from __future__ import annotations

@@ -17,8 +17,9 @@ LETTERS = "abcdefghijkl"
 def interleave(*, train: int = 20000, held_out: int = 1000, seed: int = 0, length: int = 6) -> Corpus:
     """``"abcdef" SEPARATOR "ghijkl"`` -> both words interleaved, ``length`` letters each.
 
-    The place of the second word's first letter in the alphabet, modulo 3, is the rule: the first word begins, the
-    second word begins, or the first word comes whole before the second. Neither word alone says what comes out.
+    The place of the second word's first letter in the alphabet, modulo 3, is the rule: the first word begins,
+    the second word begins, or the first word comes whole before the second. Neither word alone says what
+    comes out.
     """
 
     def draw(rng: random.Random) -> tuple[str, str]:
@@ -42,8 +43,8 @@ def readings(
 ) -> Corpus:
     """A word of ``length`` letters -> its letters in a fixed permuted order, ``repetitions`` times over.
 
-    The target is several times as long as the source, so a model that spreads one unit of attention over source and
-    target has ever less of it left for the source.
+    The target is several times as long as the source, so a model that spreads one unit of attention over
+    source and target has ever less of it left for the source.
     """
     order = reading_order(length)
 

@@ -16,9 +16,9 @@ def pointers(
 ) -> Corpus:
     """``"0>3 1>0 2>2 3>1 0*2"`` -> ``"1"``: from 0, two hops. Words; ``items`` pointers, 1 to ``hops`` hops.
 
-    The pointers form a random permutation and stand in the order of their items. Each hop needs the one before, so a
-    single layer of attention cannot follow two. Short cycles make the start itself the answer more often than chance:
-    with 8 items in 12.5, 25, 25, 37.5 % of the questions with 1, 2, 3, 4 hops.
+    The pointers form a random permutation and stand in the order of their items. Each hop needs the one
+    before, so a single layer of attention cannot follow two. Short cycles make the start itself the answer
+    more often than chance: with 8 items in 12.5, 25, 25, 37.5 % of the questions with 1, 2, 3, 4 hops.
     """
 
     def draw(rng: random.Random) -> tuple[str, str]:

@@ -1,4 +1,5 @@
-"""The full check of `multi-source-transformer`: words to interleave, package descriptions, exact identities."""
+"""The full check of `multi-source-transformer`: words to interleave, package descriptions, exact
+identities."""
 
 from __future__ import annotations
 
@@ -117,7 +118,8 @@ def build(spec, cross: str) -> System:
 
 
 def exact_match(system: System, prepared: Prepared, swap: bool = False) -> float:
-    """Share of the test rows that greedy search gets right; with ``swap`` their second word is another row's."""
+    """Share of the test rows that greedy search gets right; with ``swap`` their second word is another
+    row's."""
     test = prepared.test
     if swap:
         sources = with_swapped_part([e.source for e in test.examples], 1)
@@ -127,8 +129,8 @@ def exact_match(system: System, prepared: Prepared, swap: bool = False) -> float
 
 
 def check(report: Check) -> None:
-    """Train the four strategies and the single sources under one budget; measure exact match, also with a wrong
-    second source."""
+    """Train the four strategies and the single sources under one budget; measure exact match, also with a
+    wrong second source."""
     for name, difference in identities().items():
         report.measure(
             f"{name}: largest difference", difference, Claim("exact", "an identity, float64", at_most=1e-12)

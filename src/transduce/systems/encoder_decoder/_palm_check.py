@@ -1,4 +1,5 @@
-"""The full check of `palm-partial-attention`: the language model inside, fading attention, errors in long outputs."""
+"""The full check of `palm-partial-attention`: the language model inside, fading attention, errors in long
+outputs."""
 
 from __future__ import annotations
 
@@ -31,8 +32,8 @@ SOURCE, REPETITIONS, LAYERS, WIDTH = 24, 3, 2, 96
 
 @torch.no_grad()
 def language_model_gap() -> float:
-    """Largest difference in logits, float64, between all switches on and torch's own causal layers on [source; BOS;
-    target] with the same weights."""
+    """Largest difference in logits, float64, between all switches on and torch's own causal layers on
+    [source; BOS; target] with the same weights."""
     torch.manual_seed(0)
     model = RegularisedEncoderDecoder(SYMBOLS, SYMBOLS, RedSize(32, 4, 3, 64), LM).double().eval()
     for p in model.parameters():
@@ -79,7 +80,8 @@ def _as_torch_layer(layer: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def gaussian_mass(steps: int = 72, rows: int = 2048, width: int = 16) -> Tensor:
-    """Mean attention on the source at target step i = 1..steps for Gaussian queries and keys in one softmax: (steps,)"""
+    """Mean attention on the source at target step i = 1..steps for Gaussian queries and keys in one softmax:
+    (steps,)"""
     generator = torch.Generator().manual_seed(0)
     total = torch.zeros(steps)
     mask = torch.ones(steps, steps, dtype=torch.bool).tril()
@@ -93,7 +95,8 @@ def gaussian_mass(steps: int = 72, rows: int = 2048, width: int = 16) -> Tensor:
 
 @torch.no_grad()
 def partial_mass() -> float:
-    """Largest distance from 1 of what PALM's partial attention spends on the source, over heads, layers and steps."""
+    """Largest distance from 1 of what PALM's partial attention spends on the source, over heads, layers and
+    steps."""
     torch.manual_seed(0)
     model = RegularisedEncoderDecoder(SYMBOLS, SYMBOLS, RedSize(32, 4, 2, 64), PALM).double().eval()
     batch = _random_batch(4, SOURCE, 72)
@@ -106,7 +109,8 @@ PLACES = (63, 90, 127, 180, 255, 361, 511)
 
 
 def sensitivity(form: RedForm) -> list[float]:
-    """Norm of the derivative of a fresh layer's attention output at ``PLACES`` by the source's vectors, 8 symbols."""
+    """Norm of the derivative of a fresh layer's attention output at ``PLACES`` by the source's vectors, 8
+    symbols."""
     torch.manual_seed(0)
     model = RegularisedEncoderDecoder(SYMBOLS, SYMBOLS, RedSize(64, 4, 1, 64), form).eval()
     return source_sensitivity(model, _random_batch(2, 8, 512), "layers.0.read", places=PLACES).tolist()
@@ -142,7 +146,8 @@ def _test_batch(prepared: Prepared, rows: int) -> Batch:
 
 
 def check(report: Check) -> None:
-    """Exact parts, the decay of attention and derivatives, then both models trained for the same number of steps."""
+    """Exact parts, the decay of attention and derivatives, then both models trained for the same number of
+    steps."""
     report.measure(
         "all switches on, against a causal language model: largest difference of logits",
         language_model_gap(),

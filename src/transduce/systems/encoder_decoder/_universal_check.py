@@ -62,7 +62,8 @@ def build(kind: str) -> Answer:
 
 
 def questions(seed: int, batch: int = 128) -> Iterator[tuple[Batch, Tensor]]:
-    """Random permutations as tokens (i, p(i)), a question (start, k), and the answer p^k(start); k (B,) beside."""
+    """Random permutations as tokens (i, p(i)), a question (start, k), and the answer p^k(start); k (B,)
+    beside."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.arange(batch)
     while True:
@@ -93,7 +94,8 @@ def accuracy(model: Model, rows: int = 8192) -> tuple[list[float], list[float]]:
 
 
 def reference_halting(p: list[float], threshold: float) -> tuple[list[float], int, float]:
-    """One position in plain numbers: (weights, steps, remainder) for its halting shares ``p``, one a depth step."""
+    """One position in plain numbers: (weights, steps, remainder) for its halting shares ``p``, one a depth
+    step."""
     weights: list[float] = []
     spent = 0.0
     for s, share in enumerate(p):
@@ -106,8 +108,8 @@ def reference_halting(p: list[float], threshold: float) -> tuple[list[float], in
 
 @torch.no_grad()
 def identities() -> dict[str, float]:
-    """Largest differences in float64: of halting from :func:`reference_halting`, of the sums of weights from 1, and
-    of one step without halting from torch's own Transformer layer."""
+    """Largest differences in float64: of halting from :func:`reference_halting`, of the sums of weights from
+    1, and of one step without halting from torch's own Transformer layer."""
     torch.manual_seed(0)
     loop = DepthLoop(block(), WIDTH, STEPS, halting=Halting(WIDTH)).double()
     nn.init.normal_(loop.halting.score.weight, std=0.3)
@@ -138,7 +140,8 @@ def identities() -> dict[str, float]:
 
 
 def _one_step() -> float:
-    """One step without halting on x against ``nn.TransformerEncoderLayer`` on x + codes, with the same weights."""
+    """One step without halting on x against ``nn.TransformerEncoderLayer`` on x + codes, with the same
+    weights."""
     from transduce.nn.position import sinusoidal
 
     once = DepthLoop(block(), WIDTH, 1).double()

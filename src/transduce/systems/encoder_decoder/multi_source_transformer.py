@@ -1,18 +1,18 @@
 """The multi-source Transformer (Libovický, Helcl and Mareček, WMT 2018, arXiv 1811.04716).
 
-A source is made of K parts (versions of a sentence in several languages, a translation and its draft), joined by the
-separator ``␟``. Each part has an encoder of its own, and every decoder layer reads the K memories E_k in one of four
-ways, x the residual stream and q = norm(x)::
+A source is made of K parts (versions of a sentence in several languages, a translation and its draft), joined
+by the separator ``␟``. Each part has an encoder of its own, and every decoder layer reads the K memories E_k
+in one of four ways, x the residual stream and q = norm(x)::
 
     serial         x <- x + drop(attend_k(norm_k(x), E_k)), for k = 1..K
     parallel       x <- x + sum_k drop(attend_k(q, E_k))
     flat           x <- x + drop(attend(q, [E_1; ..; E_K]))
     hierarchical   c_k = drop(attend_k(q, E_k)),   x <- x + drop(choose(q, [c_1..c_K]))
 
-The rest is the pre-norm Transformer of the page ``transformer``. A part may be missing in a row (nothing between two
-separators, or fewer of them): it then adds exactly nothing. ``source_dropout`` removes parts at random while training.
-Data without a separator have one source; all four are then the plain Transformer (hierarchical but for a second
-attention over one candidate).
+The rest is the pre-norm Transformer of the page ``transformer``. A part may be missing in a row (nothing
+between two separators, or fewer of them): it then adds exactly nothing. ``source_dropout`` removes parts at
+random while training. Data without a separator have one source; all four are then the plain Transformer
+(hierarchical but for a second attention over one candidate).
 
 Claim: all four use several sources and beat the best single one, and a wrong second source hurts them.
 ``transduce reproduce multi-source-transformer`` measures it on words to interleave and on Debian's package
@@ -82,7 +82,8 @@ class Config:
 
 
 def separator_of(field: TextField, sources: int) -> int | None:
-    """The id between parts, None for data that hold no separator; refuses vocabularies that cut it to pieces."""
+    """The id between parts, None for data that hold no separator; refuses vocabularies that cut it to
+    pieces."""
     if sources < 1:
         raise UserError(f"--sources must be at least 1, got {sources}.")
     if sources > 1 and field.units in ("bytes", "bpe"):

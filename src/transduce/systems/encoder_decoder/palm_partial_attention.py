@@ -1,22 +1,24 @@
 """PALM: a decoder-only model with partial attention to its source (Fu et al. 2023, arXiv 2304.04052).
 
-A causal language model on [source; target] is an encoder-decoder under five constraints, and every one is a switch
+A causal language model on [source; target] is an encoder-decoder under five constraints, and every one is a
+switch
 here: (i) ``coordinated``, one softmax over the source's states at the same layer and the target's past, (ii)
-``causal_source``, (iii) ``shared`` weights, (iv) ``consecutive`` positions, (v) ``source_loss``. With one softmax the
-source is left |s| / (|s| + i) of the attention at target step i, so it fades as the target grows. PALM keeps the language
-model and adds to each layer an attention to the source alone, with its own softmax, beside the ordinary one::
+``causal_source``, (iii) ``shared`` weights, (iv) ``consecutive`` positions, (v) ``source_loss``. With one
+softmax the source is left |s| / (|s| + i) of the attention at target step i, so it fades as the target grows.
+PALM keeps the language model and adds to each layer an attention to the source alone, with its own softmax,
+beside the ordinary one::
 
     x <- x + attend(q, [K_src; K_past]) + attend'(q, K_src),   x <- x + FFN(norm(x)),   q = norm(x)
 
-Its source positions see each other in both directions, positions begin anew in the target, each side has a segment
-vector, and the source is still predicted. The defaults are PALM;
-``--causal-source True --consecutive True --partial none --segments False`` is the language model,
-``--coordinated False --shared False --source-loss 0 --partial none --segments False`` an encoder-decoder.
+Its source positions see each other in both directions, positions begin anew in the target, each side has a
+segment vector, and the source is still predicted. The defaults are PALM; ``--causal-source True --consecutive
+True --partial none --segments False`` is the language model, ``--coordinated False --shared False
+--source-loss 0 --partial none --segments False`` an encoder-decoder.
 
-Simplified: sinusoidal positions; where the source is read in both directions, its loss asks for each position's own symbol.
-Partial attention with ``own`` projections adds 4 dim^2 + 4 dim parameters a layer. Claim: partial attention keeps the
-source in view, so the last part of a long output has fewer errors. ``transduce reproduce palm-partial-attention``
-measures that.
+Simplified: sinusoidal positions; where the source is read in both directions, its loss asks for each
+position's own symbol. Partial attention with ``own`` projections adds 4 dim^2 + 4 dim parameters a layer.
+Claim: partial attention keeps the source in view, so the last part of a long output has fewer errors.
+``transduce reproduce palm-partial-attention`` measures that.
 """
 
 from __future__ import annotations
@@ -39,8 +41,8 @@ from ._palm_check import check
 @dataclass(frozen=True)
 class Config:
     coordinated: bool = True
-    """(i) A layer attends in one softmax to the source's states at the same layer and to the target's past; otherwise
-    to the last source states in an attention of its own."""
+    """(i) A layer attends in one softmax to the source's states at the same layer and to the target's past;
+    otherwise to the last source states in an attention of its own."""
     causal_source: bool = False
     """(ii) Source positions see earlier ones only."""
     shared: bool = True
@@ -50,7 +52,8 @@ class Config:
     source_loss: float = 0.1
     """(v) Weight of predicting the source as well; 0 leaves it out."""
     partial: Literal["own", "shared", "none"] = "own"
-    """A second attention to the source alone: with projections of its own, with those of the first, or not at all."""
+    """A second attention to the source alone: with projections of its own, with those of the first, or not at
+    all."""
     segments: bool = True
     """A learned vector that tells source from target."""
     dim: int = 192

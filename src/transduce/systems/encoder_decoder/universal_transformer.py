@@ -1,20 +1,21 @@
 """The Universal Transformer (Dehghani et al., ICLR 2019, arXiv 1807.03819): recurrence over depth.
 
-One block with one set of weights is applied S times, and every application adds codes of the position and of the
-step anew::
+One block with one set of weights is applied S times, and every application adds codes of the position and of
+the step anew::
 
     x = h^{s-1} + P_position + P_s,   a = norm(x + MHSA(x)),   h^s = norm(a + transition(a)),   s = 1..S
 
-The decoder does the same with causal self-attention and, between the two, attention to the encoder's last states. With
-``halting="act"`` every position decides by itself after how many steps it stops: it spends p = sigmoid(w . h + b) at
-each step until the sum reaches 0.99, is copied forward from there, and the blend of what it went through is the output;
-a ponder loss of ``tau`` times steps + remainder makes it stop early.
+The decoder does the same with causal self-attention and, between the two, attention to the encoder's last
+states. With ``halting="act"`` every position decides by itself after how many steps it stops: it spends
+p = sigmoid(w . h + b) at each step until the sum reaches 0.99, is copied forward from there, and the blend of
+what it went through is the output; a ponder loss of ``tau`` times steps + remainder makes it stop early.
 
-Differs from the authors' code: p is computed from the state behind the step, as in Graves 2016, so that the first
-decision has seen a context; at the last step a position that still runs spends all that is left, so that the weights of
-every position sum to 1; a norm follows the blend. ``transition="convolution"`` is causal on both sides. Claim: with
-equal block parameters, applying the block again solves what one application cannot (chasing pointers over two hops), and
-halting spends more steps on the harder questions. ``transduce reproduce universal-transformer`` measures both.
+Differs from the authors' code: p is computed from the state behind the step, as in Graves 2016, so that the
+first decision has seen a context; at the last step a position that still runs spends all that is left, so
+that the weights of every position sum to 1; a norm follows the blend. ``transition="convolution"`` is causal
+on both sides. Claim: with equal block parameters, applying the block again solves what one application cannot
+(chasing pointers over two hops), and halting spends more steps on the harder questions. ``transduce reproduce
+universal-transformer`` measures both.
 """
 
 from __future__ import annotations
@@ -58,11 +59,13 @@ class Config:
     tau: float = 0.01
     """Weight of the ponder loss, the steps and the remainder of a position, with halting."""
     transition: Literal["feedforward", "convolution"] = "feedforward"
-    """What follows attention: a feedforward layer, or a depthwise convolution over three steps and a linear map."""
+    """What follows attention: a feedforward layer, or a depthwise convolution over three steps and a linear
+    map."""
     feedforward: int = 768
     """Hidden width of the feedforward layer."""
     offset: int = 0
-    """While training, positions of a row begin at a random number up to this one, for longer sequences later on."""
+    """While training, positions of a row begin at a random number up to this one, for longer sequences later
+    on."""
     dropout: float = 0.1
     """Dropout on embeddings, residual branches and feedforward layers."""
     label_smoothing: float = 0.1
