@@ -11,6 +11,7 @@ from transduce import systems
 from transduce.analysis import with_swapped_part, without_part
 from transduce.core.errors import UserError
 from transduce.core.joined import Joined, split_parts
+from transduce.core.protocols import Hypothesis
 from transduce.core.seq import Batch, Seq
 from transduce.data import Corpus, Example, prepare
 from transduce.data.fields import SEPARATOR
@@ -18,6 +19,7 @@ from transduce.data.synthetic import interleave
 from transduce.nn.attend import MultiHeadAttend
 from transduce.nn.multi_attend import STRATEGIES
 from transduce.nn.norm import LayerNorm
+from transduce.search import align
 from transduce.systems.encoder_decoder import _multi_source_check as multi_check
 from transduce.testing import check_decoder
 from transduce.train.check import Check
@@ -67,12 +69,13 @@ def test_a_missing_source_passes_no_gradient(cross):
 
 def test_rows_are_split_at_separators():
     ids = Seq.from_lists([[5, 9, 6, 7], [9, 8], [4, 4, 4], [9]])
-    first, second = split_parts(ids, 9, 2)
+    (first, second), places = split_parts(ids, 9, 2)
     rows = lambda s: [d[m].tolist() for d, m in zip(s.data, s.valid())]
     assert rows(first) == [[5], [], [4, 4, 4], []]
     assert rows(second) == [[6, 7], [8], [], []]
+    assert places.tolist() == [[0, -1, -1, 2, 3], [-1, -1, -1, 1, -1], [0, 1, 2, -1, -1], [-1] * 5]
     holes = Seq(torch.tensor([[5, 0, 9, 0, 7]]), torch.tensor([[True, False, True, False, True]]))
-    assert [rows(p) for p in split_parts(holes, 9, 2)] == [[[5]], [[7]]]
+    assert [rows(p) for p in split_parts(holes, 9, 2)[0]] == [[[5]], [[7]]]
     with pytest.raises(ValueError, match="has 3 parts, 2 are expected"):
         split_parts(Seq.from_lists([[9, 9]]), 9, 2)
 
@@ -143,6 +146,23 @@ def test_beams_and_greedy_work_with_missing_sources():
     open_ended = Batch(batch.source, None, batch.rows)
     for search in (system.search, system.search_wide):
         assert len(search(system.model, open_ended)) == len(ROWS)
+
+
+@pytest.mark.parametrize("cross", sorted(STRATEGIES))
+def test_one_attention_map_shows_all_sources(cross):
+    data = small_data()
+    torch.manual_seed(0)
+    model = PAGE.build(data.spec, PAGE.config_type(cross=cross, **SMALL)).model.eval()
+    batch = batch_of(data)
+    hypotheses = [Hypothesis((4, 5), 0.0)] * batch.size
+    maps = align(model, Batch(batch.source, None), hypotheses)
+    for row, weights in zip(ROWS, maps):
+        assert weights.shape == (3, len(row))
+        cut = row.find(SEPARATOR)
+        parts = [p for p in row.split(SEPARATOR) if p]
+        whole = 1.0 if cross == "flat" else len(parts) / 2
+        torch.testing.assert_close(weights.sum(1), torch.full((3,), whole))
+        assert cut < 0 or float(weights[:, cut].abs().max()) == 0.0
 
 
 def test_a_quick_reproduction_writes_its_record(tmp_path):

@@ -8,6 +8,7 @@ from torch import nn
 
 from transduce import systems
 from transduce.core.errors import UserError
+from transduce.core.protocols import Hypothesis
 from transduce.core.seq import Batch, Seq
 from transduce.core.side import collect, side
 from transduce.core.tap import record
@@ -24,6 +25,7 @@ from transduce.nn import (
 )
 from transduce.nn.attend import AdditiveAttend
 from transduce.objectives import Likelihood, WithSide
+from transduce.search import align
 from transduce.systems.encoder_decoder import _universal_check as universal_check
 from transduce.testing import check_mixer
 from transduce.testing.system import check_system, tiny_data
@@ -165,6 +167,17 @@ def test_pointers_lead_where_they_say():
         for _ in range(k):
             at = row[at] % universal_check.ITEMS
         assert asked == k - 1 and at == answer
+
+
+def test_attention_maps_average_over_depth():
+    data = tiny_data("pairs")
+    torch.manual_seed(0)
+    model = PAGE.build(data.spec, PAGE.config_type(dim=16, heads=2, feedforward=32, steps=3)).model.eval()
+    batch = Batch(Seq.from_lists([[4, 5, 6], [6, 7]]), None)
+    maps = align(model, batch, [Hypothesis((4, 5, 6), 0.0), Hypothesis((5,), 0.0)])
+    assert [tuple(m.shape) for m in maps] == [(4, 3), (2, 2)]
+    for m in maps:
+        torch.testing.assert_close(m.sum(1), torch.ones(len(m)))
 
 
 def test_a_quick_reproduction_writes_its_record(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Sequence
 
 import torch
@@ -11,9 +13,10 @@ from transduce.core.errors import UserError
 from transduce.core.joined import Joined, split_parts
 from transduce.core.protocols import Encoder, Mixer
 from transduce.core.seq import Seq
-from transduce.core.state import State
+from transduce.core.state import Shared, State
+from transduce.core.tap import listening, record, tap
 from transduce.models.mixer_decoder import LayerState
-from transduce.nn.multi_attend import MultiAttend
+from transduce.nn.multi_attend import MultiAttend, States
 
 
 class MultiSourceEncoder(Encoder):
@@ -44,13 +47,13 @@ class MultiSourceEncoder(Encoder):
     def forward(self, source: Seq, state: State = None, *, final: bool = True) -> tuple[Seq, State]:
         if state is not None or not final:
             raise ValueError("sources made of parts are read as a whole: call the encoder without a state")
-        parts = (source,) if self.separator is None else self._split(source)
+        parts, places = ((source,), None) if self.separator is None else self._split(source)
         if self.training and self.source_dropout and len(parts) > 1:
             parts = self._drop(parts)
         memories = [encoder(part)[0] for encoder, part in zip(self.encoders, parts)]
-        return Joined.of(memories), None
+        return Joined.of(memories, places), None
 
-    def _split(self, source: Seq) -> tuple[Seq, ...]:
+    def _split(self, source: Seq) -> tuple[tuple[Seq, ...], Tensor]:
         try:
             return split_parts(source, self.separator, len(self.encoders))
         except ValueError as problem:
@@ -65,6 +68,15 @@ class MultiSourceEncoder(Encoder):
         victim = torch.rand(there.shape, device=there.device).masked_fill(~there, -1.0).argmax(1)
         lost = chance[:, None] & (victim[:, None] == torch.arange(len(parts), device=there.device))
         return tuple(Seq(p.data, p.valid() & ~gone[:, None]) for p, gone in zip(parts, lost.unbind(1)))
+
+
+@dataclass(frozen=True)
+class MultiMemory:
+    """``states`` of the attentions to all memories. ``places``: a :class:`Shared` with the place of every memory
+    step in the source (G,T), or None where there is one memory."""
+
+    states: States
+    places: Shared | None
 
 
 class MultiSourceLayer(nn.Module):
@@ -89,11 +101,28 @@ class MultiSourceLayer(nn.Module):
             )
         return LayerState(
             self.mixer.init_state(batch, capacity=capacity) if continues else None,
-            self.attend.start(memory.parts),
+            MultiMemory(
+                self.attend.start(memory.parts), None if memory.places is None else Shared(memory.places)
+            ),
         )
 
     def forward(self, x: Tensor, state: LayerState, mask: Tensor | None) -> tuple[Tensor, LayerState]:
         mixed, mixer_state = self.mixer(self.mixer_norm(x), state.mixer, mask=mask)
-        x, memory = self.attend(x + self.dropout(mixed), state.memory, mask=mask)
+        with record(self.attend, "*weights") if listening() else nullcontext() as seen:
+            x, states = self.attend(x + self.dropout(mixed), state.memory.states, mask=mask)
+        if seen:
+            self._show(seen, state.memory.places)
         x = x + self.dropout(self.feedforward(self.feedforward_norm(x)))
-        return x, LayerState(mixer_state, memory)
+        return x, LayerState(mixer_state, MultiMemory(states, state.memory.places))
+
+    def _show(self, seen: dict[str, list[Tensor]], places: Shared | None) -> None:
+        """Tap the weights of all sources at the places that their steps have in the source text, so that one
+        map shows them together; separate softmaxes share the map evenly."""
+        weights = torch.cat([w for calls in seen.values() for w in calls], -1)  # (B,H,U,T)
+        if places is not None:
+            at = places.flat()[:, None, None]
+            # One place more than the last one takes what stands nowhere, and separators get nothing.
+            shown = weights.new_zeros(*weights.shape[:-1], int(at.max()) + 2)
+            at = torch.where(at < 0, shown.shape[-1] - 1, at).expand_as(weights)
+            weights = shown.scatter_add(-1, at, weights)[..., :-1]
+        tap(self, "attend.weights", weights / len(seen))

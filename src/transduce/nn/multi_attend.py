@@ -135,13 +135,13 @@ class FlatAttend(MultiAttend):
         self, sources: int, attend: Callable[[], Attend], norm: Callable[[], nn.Module], dropout: float = 0.0
     ) -> None:
         super().__init__(sources, attend, norm, dropout)
-        self.attend, self.norm = attend(), norm()
+        self.joint, self.norm = attend(), norm()
 
     def begin(self, memories: Sequence[Seq]) -> States:
-        return (self.attend.start(Joined.of(memories)),)
+        return (self.joint.start(Joined.of(memories)),)
 
     def forward(self, x: Tensor, states: States, *, mask: Tensor | None = None) -> tuple[Tensor, States]:
-        context, state = _read(self.attend, self.norm(x), states[0], mask)
+        context, state = _read(self.joint, self.norm(x), states[0], mask)
         return x + self.dropout(context), (state,)
 
 

@@ -47,7 +47,7 @@ def identities() -> dict[str, float]:
         )
         if isinstance(one, HierarchicalAttend):
             _to_identity(one)
-        attend, norm = (one.attends[0] if hasattr(one, "attends") else one.attend), _first_norm(one)
+        attend, norm = (one.attends[0] if hasattr(one, "attends") else one.joint), _first_norm(one)
         plain = x + attend(norm(x), attend.start(first))[0]
         found[f"{name}, one source, against the plain layer"] = _gap(_run(one, x, [first]), plain)
         if isinstance(two, HierarchicalAttend):
