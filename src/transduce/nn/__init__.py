@@ -4,6 +4,7 @@ from .attend import AdditiveAttend, Attend, DotAttend, GeneralAttend, LocationAt
 from .attention import Attention
 from .combine import Bidirectional, Parallel, Pointwise, Repeat, Residual, Serial
 from .convolution import CausalConv, DilatedConv
+from .depth import DepthBlock, DepthLoop, Halting
 from .dropout import SequenceDropout
 from .embed import Embed, Head
 from .feedforward import FeedForward
@@ -19,6 +20,8 @@ __all__ = [
     "Attention",
     "Bidirectional",
     "CausalConv",
+    "DepthBlock",
+    "DepthLoop",
     "DilatedConv",
     "DotAttend",
     "Elman",
@@ -29,6 +32,7 @@ __all__ = [
     "GRUCell",
     "GatedPyramid",
     "GeneralAttend",
+    "Halting",
     "Head",
     "LSTM",
     "LSTMCell",

@@ -45,9 +45,12 @@ def align(
     sources, targets = batch.source.lengths.tolist(), target.lengths.tolist()
     layers: list[Tensor] = []
     for calls in seen.values():
-        joined = torch.cat([w.mean(1) if w.dim() == 4 else w for w in calls], 1)
-        if joined.shape[1:] == (target.steps, batch.source.steps):
-            layers.append(joined.float())
+        found = [w.mean(1) if w.dim() == 4 else w for w in calls]
+        # A loop over depth taps the whole target once a depth step, a decoder that steps through it once a symbol.
+        whole = all(w.shape[1] == target.steps for w in found)
+        for joined in found if whole else [torch.cat(found, 1)]:
+            if joined.shape[1:] == (target.steps, batch.source.steps):
+                layers.append(joined.float())
     if not layers:
         return []
     mean = torch.stack(layers).mean(0)
