@@ -4,6 +4,7 @@ from .encoder_decoder import EncoderDecoder, LanguageModel
 from .encoders import LastStep, MeanStep, SequenceEncoder, VectorEncoder
 from .mixer_decoder import DecoderLayer, MixerDecoder
 from .recurrent_decoder import RecurrentDecoder
+from .stacked_decoder import StackedDecoder, UnfoldingEncoder
 
 __all__ = [
     "DecoderLayer",
@@ -14,5 +15,7 @@ __all__ = [
     "MixerDecoder",
     "RecurrentDecoder",
     "SequenceEncoder",
+    "StackedDecoder",
+    "UnfoldingEncoder",
     "VectorEncoder",
 ]

@@ -2,6 +2,7 @@
 
 from .attend import AdditiveAttend, Attend, DotAttend, GeneralAttend, LocationAttend, MultiHeadAttend
 from .attention import Attention
+from .bytenet import MultiplicativeUnit, dilated_stack
 from .combine import Bidirectional, Parallel, Pointwise, Repeat, Residual, Serial
 from .convolution import CausalConv, DilatedConv
 from .dropout import SequenceDropout
@@ -36,6 +37,7 @@ __all__ = [
     "LocationAttend",
     "MinGRU",
     "MultiHeadAttend",
+    "MultiplicativeUnit",
     "Parallel",
     "Pointwise",
     "RMSNorm",
@@ -45,5 +47,6 @@ __all__ = [
     "Retention",
     "SequenceDropout",
     "Serial",
+    "dilated_stack",
     "from_torch",
 ]
