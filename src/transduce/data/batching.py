@@ -179,8 +179,11 @@ def encode(examples: Sequence[Example], source: TextField | None, target: TextFi
 # ---------------------------------------------------------------- grouping by length
 
 
-def _cut(order: np.ndarray, source: np.ndarray, target: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Cut rows sorted by length into batches of at most ``budget`` padded symbols (at least one row each).
+def _cut(
+    order: np.ndarray, source: np.ndarray, target: np.ndarray, budget: int, cells: int | None = None
+) -> list[np.ndarray]:
+    """Cut rows sorted by length into batches of at most ``budget`` padded symbols (at least one row each),
+    and of at most ``cells`` padded pairs of a source and a target symbol where that is given.
 
     A batch also ends where the source length changes, once it is a third full: batches of one length need
     no mask.
@@ -193,8 +196,12 @@ def _cut(order: np.ndarray, source: np.ndarray, target: np.ndarray, budget: int)
     while start < count:
         guess = max(1, budget // max(1, int(s[start] + t[start])))
         window = slice(start, min(count, start + guess))
-        padded = (longest(s[window]) + longest(t[window])) * np.arange(1, window.stop - start + 1)
-        size = max(1, int(np.searchsorted(padded, budget, side="right")))
+        wide, high = longest(s[window]), longest(t[window])
+        rows = np.arange(1, window.stop - start + 1)
+        size = int(np.searchsorted((wide + high) * rows, budget, side="right"))
+        if cells is not None:
+            size = min(size, int(np.searchsorted(wide * high * rows, cells, side="right")))
+        size = max(1, size)
         inside = changes[(changes > start) & (changes < start + size)]
         full = inside[inside - start >= size / 3]
         stop = int(full[0]) if len(full) else start + size
@@ -208,16 +215,23 @@ class Loader:
 
     The order of epoch e is a function of (seed, e) alone, so ``state_dict`` is two numbers and a restored
     loader goes on with exactly the batch that would have come. ``epoch``: passes done, with the share of
-    the present one.
+    the present one. ``batch_symbols`` and ``batch_cells`` limit a batch as in ``TrainConfig``.
     """
 
     def __init__(
-        self, encoded: Encoded, *, batch_symbols: int, seed: int, shuffle: bool = True, endless: bool = True
+        self,
+        encoded: Encoded,
+        *,
+        batch_symbols: int,
+        seed: int,
+        batch_cells: int | None = None,
+        shuffle: bool = True,
+        endless: bool = True,
     ) -> None:
         if len(encoded) == 0:
             raise DataError("There are no examples to train on.")
         self.encoded, self.batch_symbols, self.seed = encoded, batch_symbols, seed
-        self.shuffle, self.endless = shuffle, endless
+        self.batch_cells, self.shuffle, self.endless = batch_cells, shuffle, endless
         self._go_to(0, 0)
 
     def _go_to(self, epoch: int, index: int) -> None:
@@ -226,11 +240,11 @@ class Loader:
     def _order(self, epoch: int) -> list[np.ndarray]:
         source, target = self.encoded.lengths()
         if not self.shuffle:
-            return _cut(np.lexsort((target, source)), source, target, self.batch_symbols)
+            return _cut(np.lexsort((target, source)), source, target, self.batch_symbols, self.batch_cells)
         rng = np.random.default_rng((self.seed, epoch))
         mixed = rng.permutation(len(target))
         order = mixed[np.lexsort((target[mixed], source[mixed]))]
-        pieces = _cut(order, source, target, self.batch_symbols)
+        pieces = _cut(order, source, target, self.batch_symbols, self.batch_cells)
         return [pieces[i] for i in rng.permutation(len(pieces))]
 
     @property
@@ -258,9 +272,9 @@ class Loader:
                 return
 
 
-def batches(encoded: Encoded, batch_symbols: int) -> list[Batch]:
+def batches(encoded: Encoded, batch_symbols: int, batch_cells: int | None = None) -> list[Batch]:
     """Every row once, in batches of similar length and fixed order. ``Batch.rows`` gives back the
     positions."""
     source, target = encoded.lengths()
     order = np.lexsort((target, source))
-    return [encoded.batch(rows) for rows in _cut(order, source, target, batch_symbols)]
+    return [encoded.batch(rows) for rows in _cut(order, source, target, batch_symbols, batch_cells)]

@@ -2,6 +2,7 @@
 
 from .encoder_decoder import EncoderDecoder, LanguageModel
 from .encoders import LastStep, MeanStep, SequenceEncoder, VectorEncoder
+from .grid_decoder import GridDecoder
 from .mixer_decoder import DecoderLayer, MixerDecoder
 from .recurrent_decoder import RecurrentDecoder
 from .stacked_decoder import StackedDecoder, UnfoldingEncoder
@@ -9,6 +10,7 @@ from .stacked_decoder import StackedDecoder, UnfoldingEncoder
 __all__ = [
     "DecoderLayer",
     "EncoderDecoder",
+    "GridDecoder",
     "LanguageModel",
     "LastStep",
     "MeanStep",

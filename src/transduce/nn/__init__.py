@@ -8,6 +8,7 @@ from .convolution import CausalConv, DilatedConv
 from .dropout import SequenceDropout
 from .embed import Embed, Head
 from .feedforward import FeedForward
+from .grid import AttentivePool, DenseGrid, GatedMax, GridConv, MaxOver, MeanOver
 from .linear_rnn import MinGRU
 from .norm import LayerNorm, RMSNorm
 from .pyramid import GatedPyramid
@@ -18,8 +19,10 @@ __all__ = [
     "AdditiveAttend",
     "Attend",
     "Attention",
+    "AttentivePool",
     "Bidirectional",
     "CausalConv",
+    "DenseGrid",
     "DilatedConv",
     "DotAttend",
     "Elman",
@@ -28,13 +31,17 @@ __all__ = [
     "FeedForward",
     "GRU",
     "GRUCell",
+    "GatedMax",
     "GatedPyramid",
     "GeneralAttend",
+    "GridConv",
     "Head",
     "LSTM",
     "LSTMCell",
     "LayerNorm",
     "LocationAttend",
+    "MaxOver",
+    "MeanOver",
     "MinGRU",
     "MultiHeadAttend",
     "MultiplicativeUnit",

@@ -97,9 +97,7 @@ class Trainer:
 
     def _begin(self, started: float) -> None:
         self.engine = Engine(self.system.model, self.system.objective, self.config, self.device)
-        self.loader = Loader(
-            self.prepared.train, batch_symbols=self.config.batch_symbols, seed=self.config.seed
-        )
+        self.loader = Loader(self.prepared.train, seed=self.config.seed, **self.config.batch_limits)
         self._data = data_mark(self.prepared)
         self._pace = Pace()
         self._meter = Meter()
@@ -396,5 +394,5 @@ class Trainer:
 
     def _probe_batch(self) -> Batch:
         """A held-out batch of middling length."""
-        found = batches(self.prepared.valid, self.config.batch_symbols)
+        found = batches(self.prepared.valid, **self.config.batch_limits)
         return found[len(found) // 2]
