@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from transduce import systems
 from transduce.core import state as st
 from transduce.core.seq import Batch, Seq
 from transduce.models import EncoderDecoder, StackedDecoder, UnfoldingEncoder
@@ -14,7 +15,11 @@ from transduce.nn.combine import Pointwise
 from transduce.nn.embed import Embed, Head
 from transduce.nn.masking import left_aligned
 from transduce.search import Beam, Greedy
+from transduce.systems.encoder_decoder import _bytenet_check as bytenet_check
+from transduce.systems.language import _bytenet_lm_check as lm_check
 from transduce.testing.mixers import check_mixer
+from transduce.testing.system import check_system
+from transduce.train.check import Check
 
 STACKS = {
     "multiplicative unit": lambda dim: MultiplicativeUnit(dim, 3, 2),
@@ -134,3 +139,39 @@ def test_decoding_goes_on_past_the_memory():
     for search in (Greedy(12), Beam(3, max_length=12)):
         found = search(model, batch)
         assert all(len(best.ids) == 12 and not best.finished for best, *_ in found)
+
+
+def test_the_language_model_with_rectifier_blocks():
+    page = systems.find("bytenet-lm")
+    check_system(page, config=page.config_type(unit="relu", width=64))
+
+
+def test_later_symbols_reach_no_earlier_output():
+    """The measure of the full check, on a decoder that is causal and on one whose norm spans time."""
+    torch.manual_seed(0)
+    encoder = UnfoldingEncoder(Embed(20, 8), Pointwise(nn.Identity()))
+    model = EncoderDecoder(encoder, _decoder(memory=8))
+    rows = Batch(Seq.from_lists([[4, 5, 6], [6, 7]]), Seq.from_lists([[5, 6, 7, 2], [9, 2]]))
+    assert bytenet_check.future_leak(model, rows) == 0.0
+
+    class OverTime(nn.Module):
+        def forward(self, x):
+            return x - x.mean(1, keepdim=True)
+
+    model.decoder.mixer = Pointwise(OverTime())
+    assert bytenet_check.future_leak(model, rows) > 1e-3
+
+
+@pytest.mark.parametrize("name, check", [("bytenet", bytenet_check.check), ("bytenet-lm", lm_check.check)])
+def test_a_quick_reproduction_writes_its_record(tmp_path, name, check):
+    report = Check(name, tmp_path, quick=True, say=lambda text: None)
+    check(report)
+    assert report.write().is_file()
+    assert {p.name for p in tmp_path.iterdir()} == {f"{name}.json", *report.figures}
+
+
+def test_the_text_of_the_check_keeps_modules_apart():
+    corpus, digest = lm_check.python_source(quick=True)
+    assert digest == lm_check.python_source(quick=True)[1]
+    parts = [{e.target for e in part if len(e.target) > 100} for part in (corpus.train, corpus.valid, corpus.test)]
+    assert all(parts) and not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])

@@ -21,10 +21,12 @@ from transduce.nn.embed import Embed, Head
 from transduce.nn.grid import AGGREGATES, DenseGrid, GridConv, MaxOver
 from transduce.ops.conv2d import causal_conv2d
 from transduce.search import Beam, CoveragePenalty, Greedy, align
+from transduce.systems.encoder_decoder import _pervasive_check as pervasive_check
 from transduce.testing.decoder import check_decoder
 from transduce.testing.ops import check_op
 from transduce.testing.system import check_system
 from transduce.train import TrainConfig
+from transduce.train.check import Check
 
 each_aggregate = pytest.mark.parametrize("name", AGGREGATES)
 
@@ -195,3 +197,10 @@ def test_batches_keep_to_their_cells():
     assert TrainConfig(batch_cells=7).batch_limits == {"batch_symbols": 8192, "batch_cells": 7}
     with pytest.raises(UserError, match="batch_cells must be at least 1"):
         TrainConfig(batch_cells=0)
+
+
+def test_a_quick_reproduction_writes_its_record(tmp_path):
+    report = Check("pervasive-attention", tmp_path, quick=True, say=lambda text: None)
+    pervasive_check.check(report)
+    assert report.write().is_file()
+    assert {p.name for p in tmp_path.iterdir()} == {"pervasive-attention.json", *report.figures}

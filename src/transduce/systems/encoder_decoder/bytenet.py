@@ -33,6 +33,8 @@ from transduce.objectives import Likelihood
 from transduce.search import Beam, Greedy, LengthPenalty, ratio
 from transduce.train import TrainConfig
 
+from ._bytenet_check import check
+
 
 @dataclass(frozen=True)
 class Config:
@@ -53,11 +55,13 @@ class Config:
     label_smoothing: float = 0.1
     """Share of probability spread over all symbols in the loss."""
 
+
 @system(
     name="bytenet",
     kind="pairs",
     title="ByteNet, stacked dilated convolutions",
     paper="Kalchbrenner et al. 2016, arXiv 1610.10099",
+    reproduce=check,
 )
 def bytenet(data: DataSpec, c: Config = Config()) -> System:
     stack = lambda causal: dilated_stack(

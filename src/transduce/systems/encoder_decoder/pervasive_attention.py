@@ -32,6 +32,8 @@ from transduce.objectives import Likelihood
 from transduce.search import Beam, Greedy, LengthPenalty, ratio
 from transduce.train import TrainConfig
 
+from ._pervasive_check import check
+
 
 @dataclass(frozen=True)
 class Config:
@@ -58,6 +60,7 @@ class Config:
     kind="pairs",
     title="Pervasive attention, a convolutional grid",
     paper="Elbayad et al. 2018, arXiv 1808.03867",
+    reproduce=check,
 )
 def pervasive_attention(data: DataSpec, c: Config = Config()) -> System:
     grid = DenseGrid(

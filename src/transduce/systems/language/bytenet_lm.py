@@ -29,6 +29,8 @@ from transduce.objectives import Likelihood
 from transduce.search import Sample
 from transduce.train import TrainConfig
 
+from ._bytenet_lm_check import check
+
 
 @dataclass(frozen=True)
 class Config:
@@ -45,11 +47,13 @@ class Config:
     dropout: float = 0.0
     """Dropout on embeddings, residual branches and readout."""
 
+
 @system(
     name="bytenet-lm",
     kind="text",
     title="ByteNet language model",
     paper="Kalchbrenner et al. 2016, arXiv 1610.10099",
+    reproduce=check,
 )
 def bytenet_lm(data: DataSpec, c: Config = Config()) -> System:
     stack = dilated_stack(
