@@ -8,6 +8,7 @@ from torch import nn
 
 from transduce import systems
 from transduce.core import state as st
+from transduce.core.errors import UserError
 from transduce.core.seq import Batch, Seq
 from transduce.models import EncoderDecoder, StackedDecoder, UnfoldingEncoder
 from transduce.nn.bytenet import MultiplicativeUnit, dilated_stack, receptive_field
@@ -75,6 +76,12 @@ def test_refusals_say_what_to_do():
         dilated_stack(7, causal=True)
     with pytest.raises(ValueError, match="relu"):
         dilated_stack(8, causal=False, unit="multiplicative")
+    with pytest.raises(UserError, match="got 2 sets of \\[1, 0\\]"):
+        dilated_stack(8, causal=True, sets=2, dilations=(1, 0))
+    with pytest.raises(UserError, match="kernel"):
+        dilated_stack(8, causal=True, kernel=0)
+    with pytest.raises(UserError, match="stretch"):
+        UnfoldingEncoder(Embed(9, 8), dilated_stack(8, causal=False), stretch=-1.0)
     with pytest.raises(ValueError, match="dilation"):
         MultiplicativeUnit(4, 3, 0)
     encoder = UnfoldingEncoder(Embed(9, 8), dilated_stack(8, causal=False))
@@ -173,5 +180,7 @@ def test_a_quick_reproduction_writes_its_record(tmp_path, name, check):
 def test_the_text_of_the_check_keeps_modules_apart():
     corpus, digest = lm_check.python_source(quick=True)
     assert digest == lm_check.python_source(quick=True)[1]
-    parts = [{e.target for e in part if len(e.target) > 100} for part in (corpus.train, corpus.valid, corpus.test)]
+    parts = [
+        {e.target for e in part if len(e.target) > 100} for part in (corpus.train, corpus.valid, corpus.test)
+    ]
     assert all(parts) and not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])

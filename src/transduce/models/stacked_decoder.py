@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transduce.core.dist import Dist
+from transduce.core.errors import UserError
 from transduce.core.protocols import Decoder, Encoder, Mixer
 from transduce.core.seq import PAD, Seq, length_mask, zero_masked
 from transduce.core.state import Shared, State
@@ -20,16 +21,18 @@ class UnfoldingEncoder(Encoder):
     """A source of n symbols -> a memory of max(n, round(stretch * n + offset)) steps, s_1, s_2, ...
 
     Behind its end a row is filled with the padding symbol, whose embedding is learned, and the mixer reads
-    the whole, so that the further steps hold what the mixer brings there. Dynamic unfolding: Kalchbrenner
-    et al. 2016 (arXiv 1610.10099), section 3.2. The estimate is of each row's own length. ``mixer``: any
-    mixer over the source, usually not causal. Raises ValueError for a negative stretch, and for a state,
-    since where a source ends decides how far it is unfolded.
+    the whole, so that the further steps hold what the mixer brings there. Dynamic unfolding: Kalchbrenner et
+    al. 2016 (arXiv 1610.10099), section 3.2. The estimate is of each row's own length. ``mixer``: any mixer
+    over the source, usually not causal. Raises :class:`UserError` for a negative stretch, ValueError for a
+    state, since where a source ends decides how far it is unfolded.
     """
 
     def __init__(self, embed: nn.Module, mixer: Mixer, *, stretch: float = 1.2, offset: int = 0) -> None:
         super().__init__()
         if stretch < 0:
-            raise ValueError(f"stretch is at least 0, got {stretch}")
+            raise UserError(
+                f"stretch must be at least 0, got {stretch:g}; 1 unfolds a source to its own length."
+            )
         self.embed, self.mixer = embed, mixer
         self.stretch, self.offset = stretch, offset
 
@@ -70,8 +73,8 @@ class StackedDecoder(Decoder):
         p(y_t | y_<t, s) = head(ReLU(V ReLU(LN(mixer(x)_t))))
 
     Past the end of the memory s_t is zero, and decoding goes on until EOS. Without a memory (``memory_width``
-    None) the decoder is a language model over W E y_{t-1}. One step costs what the mixer's step costs, however
-    much was written. Kalchbrenner et al. 2016 (arXiv 1610.10099), sections 3.1 to 3.4.
+    None) the decoder is a language model over W E y_{t-1}. One step costs what the mixer's step costs,
+    however much was written. Kalchbrenner et al. 2016 (arXiv 1610.10099), sections 3.1 to 3.4.
 
     ``head``: h (B,U,width) -> Dist. Raises ValueError for a mixer that is not causal.
     """

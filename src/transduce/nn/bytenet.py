@@ -8,6 +8,7 @@ from typing import Callable, Literal, Sequence
 import torch
 from torch import Tensor, nn
 
+from transduce.core.errors import UserError
 from transduce.core.protocols import Mixer
 from transduce.core.seq import zero_masked
 from transduce.core.state import State
@@ -65,9 +66,7 @@ def narrow_block(width: int, inner: int, mixer: Mixer, *, dropout: float = 0.0) 
     the channels of one step: a norm over time would let a causal stack see the future. Kalchbrenner et al.
     2016, figure 3, left. ``mixer``: (B,T,inner) -> (B,T,inner).
     """
-    enter = nn.Sequential(
-        LayerNorm(width), nn.ReLU(), nn.Linear(width, inner), LayerNorm(inner), nn.ReLU()
-    )
+    enter = nn.Sequential(LayerNorm(width), nn.ReLU(), nn.Linear(width, inner), LayerNorm(inner), nn.ReLU())
     leave = nn.Sequential(LayerNorm(inner), nn.ReLU(), nn.Linear(inner, width))
     return Residual(Serial(Pointwise(enter), mixer, Pointwise(leave)), dropout=dropout)
 
@@ -86,15 +85,26 @@ def dilated_stack(
 
     ``causal``: output t reads inputs up to t and the stack steps in constant time and memory; otherwise the
     taps are centred. ``unit``: "relu", the block for translation, or "multiplicative", the block with
-    gated units, which is causal. Raises ValueError for an odd width or a centred multiplicative stack.
+    gated units, which is causal. Raises :class:`UserError` for an odd width, no block, a kernel or dilation
+    below 1, or a centred multiplicative stack.
     """
     if width % 2 or width < 2:
-        raise ValueError(f"the blocks are half as wide inside, so width must be even, got {width}")
+        raise UserError(
+            f"width must be an even number above 0, since blocks are half as wide inside; got {width}."
+        )
+    if sets < 1 or not dilations or min(dilations) < 1:
+        raise UserError(
+            f"sets and every dilation must be at least 1, got {sets} sets of {list(dilations)}."
+        )
+    if kernel < 1:
+        raise UserError(f"kernel must be at least 1, got {kernel}.")
     if not causal and unit == "multiplicative":
-        raise ValueError('a centred stack has unit="relu"; multiplicative units are causal')
+        raise UserError('A centred stack has unit="relu"; multiplicative units are causal.')
     inner = width // 2
     convolution = partial(CausalConv if causal else DilatedConv, inner, depthwise=False)
-    make: Callable[..., Mixer] = partial(MultiplicativeUnit, inner) if unit == "multiplicative" else convolution
+    make: Callable[..., Mixer] = (
+        partial(MultiplicativeUnit, inner) if unit == "multiplicative" else convolution
+    )
     return Serial(
         *(
             narrow_block(width, inner, make(kernel=kernel, dilation=d), dropout=dropout)

@@ -1,8 +1,8 @@
 """Layers over a grid of cells (target position u, source position s), causal in u: (B,U,S,C).
 
-``valid`` (B,S) says which source positions are no padding; ``mask`` (B,U) which target rows advance. A state is
-the last rows that a layer still needs, so the grid can be computed row by row: (x, state) -> (y, state), None in,
-None out, any chunking of the rows gives the same result.
+``valid`` (B,S) says which source positions are no padding; ``mask`` (B,U) which target rows advance. A state
+is the last rows that a layer still needs, so the grid can be computed row by row: (x, state) -> (y, state),
+None in, None out, any chunking of the rows gives the same result.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from transduce.core.errors import UserError
 from transduce.core.seq import zero_masked
 from transduce.core.state import State
 from transduce.core.tap import listening, tap
@@ -34,14 +35,16 @@ class GridConv(nn.Module):
     """A k x k convolution whose kernel is zero behind its centre row: (B,U,S,C) -> (B,U,S,E).
 
     Row u sees rows u - k//2 .. u and columns s - k//2 .. s + k//2. Only the k//2 + 1 rows of the kernel that
-    are not zero are parameters: weight (E,C,k//2+1,k). The state is the last k//2 rows (B,k//2,S,C). Elbayad et
-    al. 2018 (arXiv 1808.03867), section 3.2. Raises ValueError for an even kernel.
+    are not zero are parameters: weight (E,C,k//2+1,k). The state is the last k//2 rows (B,k//2,S,C). Elbayad
+    et al. 2018 (arXiv 1808.03867), section 3.2. Raises :class:`UserError` for an even kernel.
     """
 
     def __init__(self, dim: int, out: int, kernel: int = 3) -> None:
         super().__init__()
         if kernel < 1 or kernel % 2 == 0:
-            raise ValueError(f"a grid convolution has an odd kernel, got {kernel}")
+            raise UserError(
+                f"kernel must be odd so that it has a centre, got {kernel}; try {abs(kernel) + 1}."
+            )
         self.dim, self.reach = dim, kernel // 2
         shape = (out, dim, kernel // 2 + 1, kernel)
         bound = 1 / math.sqrt(math.prod(shape[1:]))
@@ -93,16 +96,14 @@ class DenseGridLayer(nn.Module):
 class DenseGrid(nn.Module):
     """``layers`` dense layers and a norm: (B,U,S,dim) -> (B,U,S,dim + layers * growth).
 
-    Cells of padding are zero wherever a neighbour could read them. ``width``: channels of the output. The state
-    is the tuple of the layers' states. Raises ValueError for no layer.
+    Cells of padding are zero wherever a neighbour could read them. ``width``: channels of the output. The
+    state is the tuple of the layers' states. Raises :class:`UserError` for no layer or no growth.
     """
 
-    def __init__(
-        self, dim: int, *, growth: int, layers: int, kernel: int = 3, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, dim: int, *, growth: int, layers: int, kernel: int = 3, dropout: float = 0.0) -> None:
         super().__init__()
-        if layers < 1:
-            raise ValueError(f"a grid needs at least one layer, got {layers}")
+        if layers < 1 or growth < 1:
+            raise UserError(f"layers and growth must be at least 1, got {layers} and {growth}.")
         self.layers = nn.ModuleList(
             DenseGridLayer(dim + i * growth, growth, kernel, dropout) for i in range(layers)
         )

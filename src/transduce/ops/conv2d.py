@@ -27,10 +27,10 @@ def causal_conv2d(
 ) -> tuple[Tensor, Tensor]:
     """y[u,s] = bias + sum_{i<H, j<W} w_ij x[u - (H-1-i), s + j - (W-1)//2], and the last L = H-1 rows.
 
-    Row u reads rows up to u. A k x k kernel whose rows behind the centre are zero is H = k//2 + 1, W = k: only
-    the rows that count are stored and computed. Outside the grid lie zeros; cells of padding inside it are the
-    caller's to zero. tail_BLSC: the L rows before the first one, zeros where None. mask: (B,U); a masked row is
-    skipped: it enters neither outputs nor tail, and its own output is unspecified.
+    Row u reads rows up to u. A k x k kernel whose rows behind the centre are zero is H = k//2 + 1, W = k:
+    only the rows that count are stored and computed. Outside the grid lie zeros; cells of padding inside it
+    are the caller's to zero. tail_BLSC: the L rows before the first one, zeros where None. mask: (B,U); a
+    masked row is skipped: it enters neither outputs nor tail, and its own output is unspecified.
 
     Returns y (B,U,S,E) and the tail (B,L,S,C). Raises ValueError for a tail of another length.
     """
@@ -108,10 +108,21 @@ def causal_conv2d_cases() -> Iterator[Case]:
     yield Case("tiny", tiny, grad=everything, tiny=True)
     masked = (normal(3, 6, 2, 2), normal(2, 2, 2, 3), normal(2), normal(3, 1, 2, 2))
     yield Case("tiny, masked", masked, {"mask": mask}, grad=everything, tiny=True)
-    yield Case("five by five", (normal(2, 7, 6, 5), normal(4, 5, 3, 5), normal(4), normal(2, 2, 6, 5)), grad=everything)
-    yield Case("one row", (normal(3, 1, 4, 5), normal(4, 5, 2, 3), normal(4), normal(3, 1, 4, 5)), grad=everything)
+    yield Case(
+        "five by five",
+        (normal(2, 7, 6, 5), normal(4, 5, 3, 5), normal(4), normal(2, 2, 6, 5)),
+        grad=everything,
+    )
+    yield Case(
+        "one row", (normal(3, 1, 4, 5), normal(4, 5, 2, 3), normal(4), normal(3, 1, 4, 5)), grad=everything
+    )
     yield Case("one cell, no tail, no bias", (normal(2, 1, 1, 5), normal(4, 5, 3, 5)), grad=(0, 1))
     yield Case("even width", (normal(2, 4, 5, 3), normal(4, 3, 2, 4), normal(4)), grad=(0, 1, 2))
     yield Case("kernel of one", (normal(2, 4, 5, 3), normal(4, 3, 1, 1), normal(4)), grad=(0, 1, 2))
     x = normal(3, 6, 4, 5).masked_fill(~mask[..., None, None], float("nan"))
-    yield Case("NaN under the mask", (x, normal(4, 5, 2, 3), normal(4), normal(3, 1, 4, 5)), {"mask": mask}, grad=(1, 2, 3))
+    yield Case(
+        "NaN under the mask",
+        (x, normal(4, 5, 2, 3), normal(4), normal(3, 1, 4, 5)),
+        {"mask": mask},
+        grad=(1, 2, 3),
+    )

@@ -1,4 +1,5 @@
-"""The full check of `bytenet`: what it can see, what a step and a sequence cost, and words without attention."""
+"""The full check of `bytenet`: what it can see, what a step and a sequence cost, and words without
+attention."""
 
 from __future__ import annotations
 
@@ -202,7 +203,9 @@ def _words(report: Check) -> None:
         leaks.append(future_leak(model, batch))
     _word_claims(report, accuracy, longer, reached)
     report.measure(
-        "change of an output when later symbols change", leaks, Claim("causal", "no output sees the future", at_most=0.0)
+        "change of an output when later symbols change",
+        leaks,
+        Claim("causal", "no output sees the future", at_most=0.0),
     )
     report.measure(
         "scores step by step against all at once, float32: largest difference",

@@ -24,8 +24,9 @@ from transduce.train.evaluate import Evaluation, evaluate
 
 
 def words(report: Check, *, train: int | None = None, held_out: int = 1000, longest: int = 99) -> Prepared:
-    """The CMU dictionary's words of at most ``longest`` letters, every n-th of them: ``train`` words (None: all)
-    and ``held_out`` for validation and for the test. A smoke run gets made-up words and fetches nothing."""
+    """The CMU dictionary's words of at most ``longest`` letters, every n-th of them: ``train`` words (None:
+    all) and ``held_out`` for validation and for the test. A smoke run gets made-up words and fetches
+    nothing."""
     if report.quick:
         corpus = synthetic.make("synthetic-reverse", train=60, held_out=12, longest=6)
     else:
@@ -47,8 +48,8 @@ def parameters(model: nn.Module) -> int:
 
 
 def gru_rival(spec: DataSpec, least: int, *, attention: bool, dropout: float = 0.1) -> Model:
-    """A GRU encoder-decoder of at least ``least`` parameters, no wider than that takes: with additive attention
-    over a two-way encoder, or with the encoder's last state as its whole view of the source."""
+    """A GRU encoder-decoder of at least ``least`` parameters, no wider than that takes: with additive
+    attention over a two-way encoder, or with the encoder's last state as its whole view of the source."""
     for width in range(32, 4096, 8):
         torch.manual_seed(0)
         model = _gru(spec, width, width // 2, attention, dropout)
@@ -91,7 +92,8 @@ def fit(
     seed: int,
     label: str,
 ) -> tuple[list[float], float]:
-    """``passes`` over the training part (4 steps in a smoke run). Returns the losses and the seconds it took."""
+    """``passes`` over the training part (4 steps in a smoke run). Returns the losses and the seconds it
+    took."""
     per_pass = Loader(data.train, batch_symbols=batch_symbols, seed=seed).batches_per_epoch
     steps = 4 if report.quick else max(1, round(passes * per_pass))
     started = time.perf_counter()

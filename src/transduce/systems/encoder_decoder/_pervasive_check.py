@@ -1,4 +1,5 @@
-"""The full check of `pervasive-attention`: exact causality and row cache, words against a GRU with attention."""
+"""The full check of `pervasive-attention`: exact causality and row cache, words against a GRU with
+attention."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ def source_padding(model: Model, batch: Batch, more: int = 7) -> float:
     data, valid = batch.source.data, batch.source.valid()
     rest = torch.full((len(data), more), int(data[0, 0]))
     padded = Seq(
-        torch.cat((data.masked_fill(~valid, PAD), rest), 1), torch.cat((valid, torch.zeros_like(rest).bool()), 1)
+        torch.cat((data.masked_fill(~valid, PAD), rest), 1),
+        torch.cat((valid, torch.zeros_like(rest).bool()), 1),
     )
     change = (scores(Batch(padded, batch.target)) - scores(batch)).abs()
     return float(change[batch.target.valid()].max())

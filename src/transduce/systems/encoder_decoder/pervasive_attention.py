@@ -5,14 +5,15 @@ No encoder and no attention: one network over the grid of all pairs of a target 
 
     X[u, s] = [E_x x_s ; E_y y_{u-1}],   H = DenseNet(X),   p(y_u | y_<u, x) = head(W max_s H[u, s])
 
-Its k x k convolutions are masked in every layer, so that row u never sees rows beyond it; cells of padding are
-zeroed wherever a neighbour reads them. The share of channels whose maximum comes from s is an alignment that
-nobody trained (``transduce fit`` draws it). Decoding keeps the last k//2 rows of each layer and computes one
-row a step.
+Its k x k convolutions are masked in every layer, so that row u never sees rows beyond it; cells of padding
+are zeroed wherever a neighbour reads them. The share of channels whose maximum comes from s is an alignment
+that nobody trained (``transduce fit`` draws it). Decoding keeps the last k//2 rows of each layer and computes
+one row a step.
 
 Simplified: the norms are over the channels of a cell instead of over the batch (:mod:`transduce.nn.grid` says
-why). Claim: no worse than a recurrent encoder-decoder with attention that has 1.3 times as many parameters, after
-as many passes over 12,000 words of the CMU dictionary. ``transduce reproduce pervasive-attention`` measures it.
+why). Claim: no worse than a recurrent encoder-decoder with attention that has 1.3 times as many parameters,
+after as many passes over 12,000 words of the CMU dictionary. ``transduce reproduce pervasive-attention``
+measures it.
 
 A batch of long pairs needs memory for all its cells: ``batch_cells`` limits source times target symbols.
 """
@@ -63,9 +64,7 @@ class Config:
     reproduce=check,
 )
 def pervasive_attention(data: DataSpec, c: Config = Config()) -> System:
-    grid = DenseGrid(
-        2 * c.embed, growth=c.growth, layers=c.layers, kernel=c.kernel, dropout=c.dropout
-    )
+    grid = DenseGrid(2 * c.embed, growth=c.growth, layers=c.layers, kernel=c.kernel, dropout=c.dropout)
     source = Embed(data.source.size, c.embed, scale=True)
     target = Embed(data.target.size, c.embed, scale=True)
     decoder = GridDecoder(

@@ -1,4 +1,5 @@
-"""The full check of `bytenet-lm`: bits a character on Python source, beside an LSTM of the same size and time."""
+"""The full check of `bytenet-lm`: bits a character on Python source, beside an LSTM of the same size and
+time."""
 
 from __future__ import annotations
 
@@ -29,15 +30,17 @@ TRAIN, HELD_OUT = 2_000_000, 100_000
 
 
 def python_source(quick: bool) -> tuple[Corpus, str]:
-    """Modules of Python's own standard library, ASCII files only: 2 million characters to train on and 100,000
-    from other modules for either held-out part. Returns a digest of the text beside it."""
+    """Modules of Python's own standard library, ASCII files only: 2 million characters to train on and
+    100,000 from other modules for either held-out part. Returns a digest of the text beside it."""
     root = Path(sysconfig.get_paths()["stdlib"])
     limits = {"train": TRAIN, "valid": HELD_OUT, "test": HELD_OUT}
     if quick:
         limits = dict.fromkeys(limits, 4000)
     parts: dict[str, list[Example]] = {part: [] for part in limits}
     sizes, digest = dict.fromkeys(limits, 0), hashlib.sha256()
-    for path in sorted(root.glob("*.py")) + sorted(p for d in sorted(_packages(root)) for p in d.rglob("*.py")):
+    for path in sorted(root.glob("*.py")) + sorted(
+        p for d in sorted(_packages(root)) for p in d.rglob("*.py")
+    ):
         module = path.relative_to(root).parts[0].removesuffix(".py")
         part = ("test", "valid", *["train"] * 8)[hashlib.sha1(module.encode()).digest()[0] % 10]
         if sizes[part] >= limits[part]:
@@ -49,7 +52,9 @@ def python_source(quick: bool) -> tuple[Corpus, str]:
         digest.update(text.encode())
         sizes[part] += len(text)
         parts[part] += windows(text, WINDOW) if text else []
-    return Corpus("standard library", "text", *parts.values(), "chars", "chars", windowed=True), digest.hexdigest()
+    return Corpus(
+        "standard library", "text", *parts.values(), "chars", "chars", windowed=True
+    ), digest.hexdigest()
 
 
 def _packages(root: Path) -> list[Path]:
@@ -80,7 +85,9 @@ def _parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _train(report: Check, data: Prepared, model: Model, seed: int, rate: float, label: str) -> dict[str, object]:
+def _train(
+    report: Check, data: Prepared, model: Model, seed: int, rate: float, label: str
+) -> dict[str, object]:
     """As many steps as the budget of seconds holds, at the pace of a few steps of a copy."""
     stream = lambda: iter(Loader(data.train, batch_symbols=SYMBOLS, seed=seed))
     steps = 4
@@ -92,7 +99,13 @@ def _train(report: Check, data: Prepared, model: Model, seed: int, rate: float, 
         steps = max(20, int(SECONDS / ((time.perf_counter() - started) / 10)))
     started = time.perf_counter()
     losses = train_steps(
-        model, Likelihood(), stream(), steps, learning_rate=rate, say=report.say, label=f"{label}, seed {seed},"
+        model,
+        Likelihood(),
+        stream(),
+        steps,
+        learning_rate=rate,
+        say=report.say,
+        label=f"{label}, seed {seed},",
     )
     seconds = time.perf_counter() - started
     found = evaluate(model, None, data.test, data.spec)
@@ -129,7 +142,9 @@ def check(report: Check) -> None:
         bits["ByteNet"],
         None
         if report.quick
-        else Claim("bits", "no more than 0.05 above the LSTM after the same seconds", at_most=baseline + 0.05),
+        else Claim(
+            "bits", "no more than 0.05 above the LSTM after the same seconds", at_most=baseline + 0.05
+        ),
         baseline=baseline,
     )
     _draw(report, runs)
