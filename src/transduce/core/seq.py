@@ -115,6 +115,12 @@ class Batch:
         ids = self.target.data
         return torch.cat((torch.full_like(ids[:, :1], BOS), ids[:, :-1]), 1)
 
+    def select(self, rows: Tensor) -> Batch:
+        """The batch of some of its rows, padded as before."""
+        pick = lambda s: None if s is None else s.select(rows)
+        names = tuple(self.rows[i] for i in rows.tolist()) if self.rows else ()
+        return replace(self, source=pick(self.source), target=pick(self.target), rows=names)
+
     def to(self, device: torch.device | str) -> Batch:
         move = lambda s: None if s is None else s.to(device)
         return Batch(move(self.source), move(self.target), self.rows)
