@@ -19,6 +19,7 @@ from transduce.search import Beam, Greedy
 from transduce.systems.encoder_decoder import _bytenet_check as bytenet_check
 from transduce.systems.language import _bytenet_lm_check as lm_check
 from transduce.testing.mixers import check_mixer
+from transduce.testing.search import check_search
 from transduce.testing.system import check_system
 from transduce.train.check import Check
 
@@ -134,6 +135,19 @@ def test_the_symbol_at_t_stands_on_memory_step_t():
         (seen,) = torch.autograd.grad(scores[0, 7], memory, retain_graph=True)
         reach = seen[0].abs().amax(-1).nonzero()[:, 0].tolist()
         assert reach == [s for s in range(5) if t - 6 <= s <= t]  # field 7, and nothing beyond the memory
+
+
+def test_search_laws():
+    def make(num_symbols: int) -> EncoderDecoder:
+        torch.manual_seed(3)
+        encoder = UnfoldingEncoder(Embed(num_symbols, 8), dilated_stack(8, causal=False, dilations=(1, 2)))
+        stack = dilated_stack(8, causal=True, dilations=(1, 2))
+        decoder = StackedDecoder(
+            Embed(num_symbols, 8), stack, Head(8, num_symbols), embed_width=8, width=8, memory_width=8
+        )
+        return EncoderDecoder(encoder, decoder)
+
+    check_search(make)
 
 
 def test_decoding_goes_on_past_the_memory():

@@ -24,6 +24,7 @@ from transduce.search import Beam, CoveragePenalty, Greedy, align
 from transduce.systems.encoder_decoder import _pervasive_check as pervasive_check
 from transduce.testing.decoder import check_decoder
 from transduce.testing.ops import check_op
+from transduce.testing.search import check_search
 from transduce.testing.system import check_system
 from transduce.train import TrainConfig
 from transduce.train.check import Check
@@ -35,14 +36,16 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def model_with(name: str = "max", *, kernel: int = 3, cells: int = 1 << 16) -> EncoderDecoder:
+def model_with(
+    name: str = "max", *, kernel: int = 3, cells: int = 1 << 16, symbols: int = 11
+) -> EncoderDecoder:
     torch.manual_seed(0)
     grid = DenseGrid(12, growth=4, layers=3, kernel=kernel)
-    target = Embed(11, 6, scale=True)
+    target = Embed(symbols, 6, scale=True)
     decoder = GridDecoder(
-        target, grid, AGGREGATES[name](grid.width), Head(6, 11, tied=target), readout=6, cells=cells
+        target, grid, AGGREGATES[name](grid.width), Head(6, symbols, tied=target), readout=6, cells=cells
     )
-    return EncoderDecoder(SequenceEncoder(Embed(9, 6)), decoder).double().eval()
+    return EncoderDecoder(SequenceEncoder(Embed(symbols, 6)), decoder).double().eval()
 
 
 def batch() -> Batch:
@@ -154,6 +157,10 @@ def test_padding_may_stand_anywhere_in_the_source():
         for b in (pairs, scattered)
     ]
     torch.testing.assert_close(*[s[pairs.target.valid()] for s in scores])
+
+
+def test_search_laws():
+    check_search(lambda symbols: model_with(symbols=symbols))
 
 
 def test_search_and_alignment():

@@ -47,7 +47,7 @@ class Config:
     kernel: int = 3
     """Taps of each convolution."""
     stretch: float = 1.2
-    """a: memory steps for each source symbol."""
+    """a: memory steps for each source symbol, about as many as a source symbol has target symbols."""
     offset: int = 0
     """b: further memory steps."""
     dropout: float = 0.1
