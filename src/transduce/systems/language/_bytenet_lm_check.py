@@ -1,5 +1,5 @@
 """The full check of `bytenet-lm`: bits a character on Python source, beside an LSTM of the same size and
-time."""
+processor time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from transduce.train.check import Check, train_steps
 from transduce.train.evaluate import evaluate
 from transduce.train.plots import curves
 
-SECONDS, SYMBOLS, RATE, LSTM_RATE, WINDOW = 210.0, 8192, 4e-3, 4e-3, 256
+SECONDS, SYMBOLS, RATE, LSTM_RATE, WINDOW = 380.0, 4096, 3e-3, 3e-3, 256
+"""Processor seconds of training, all threads counted: half as many on the clock with two cores."""
 TRAIN, HELD_OUT = 2_000_000, 100_000
 
 
@@ -88,16 +89,16 @@ def _parameters(model: nn.Module) -> int:
 def _train(
     report: Check, data: Prepared, model: Model, seed: int, rate: float, label: str
 ) -> dict[str, object]:
-    """As many steps as the budget of seconds holds, at the pace of a few steps of a copy."""
+    """As many steps as the budget of processor seconds holds, at the pace of a few steps of a copy."""
     stream = lambda: iter(Loader(data.train, batch_symbols=SYMBOLS, seed=seed))
     steps = 4
     if not report.quick:
         trial = copy.deepcopy(model)
         train_steps(trial, Likelihood(), stream(), 2, learning_rate=rate)
-        started = time.perf_counter()
+        started = time.process_time()
         train_steps(trial, Likelihood(), stream(), 10, learning_rate=rate)
-        steps = max(20, int(SECONDS / ((time.perf_counter() - started) / 10)))
-    started = time.perf_counter()
+        steps = max(20, int(SECONDS / ((time.process_time() - started) / 10)))
+    started = time.process_time()
     losses = train_steps(
         model,
         Likelihood(),
@@ -107,14 +108,14 @@ def _train(
         say=report.say,
         label=f"{label}, seed {seed},",
     )
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     found = evaluate(model, None, data.test, data.spec)
     return {
         "bits": found.bits_per_character,
         "losses": losses,
         "parameters": _parameters(model),
         "steps": steps,
-        "seconds": round(seconds, 1),
+        "processor seconds": round(seconds, 1),
         "passes": round(steps / Loader(data.train, batch_symbols=SYMBOLS, seed=seed).batches_per_epoch, 2),
     }
 
@@ -143,7 +144,7 @@ def check(report: Check) -> None:
         None
         if report.quick
         else Claim(
-            "bits", "no more than 0.05 above the LSTM after the same seconds", at_most=baseline + 0.05
+            "bits", "no more than 0.05 above the LSTM after the same processor time", at_most=baseline + 0.05
         ),
         baseline=baseline,
     )
@@ -156,13 +157,13 @@ def _draw(report: Check, runs: dict[str, list[dict]]) -> None:
         for number, run in enumerate(found):
             size = max(1, len(run["losses"]) // 60)
             pieces = [run["losses"][i : i + size] for i in range(0, len(run["losses"]), size)]
-            at = [run["seconds"] * (i + 1) / len(pieces) for i in range(len(pieces))]
+            at = [run["processor seconds"] * (i + 1) / len(pieces) for i in range(len(pieces))]
             name = label if len(found) == 1 else f"{label}, seed {report.seeds[number]}"
             lines[name] = (at, [sum(p) / len(p) / 0.6931 for p in pieces])
     curves(
         lines,
         report.figure("learning"),
-        x_label="seconds of training",
+        x_label="processor seconds of training",
         y_label="bits per character, training text",
         title="Python source, character by character",
     )
