@@ -230,8 +230,11 @@ def _refuse_positions_outside(sources: Ragged | None, targets: Ragged) -> None:
 # ---------------------------------------------------------------- grouping by length
 
 
-def _cut(order: np.ndarray, source: np.ndarray, target: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Cut rows sorted by length into batches of at most ``budget`` padded symbols (at least one row each).
+def _cut(
+    order: np.ndarray, source: np.ndarray, target: np.ndarray, budget: int, cells: int | None = None
+) -> list[np.ndarray]:
+    """Cut rows sorted by length into batches of at most ``budget`` padded symbols (at least one row each),
+    and of at most ``cells`` padded pairs of a source and a target symbol where that is given.
 
     A batch also ends where the source length changes, once it is a third full: batches of one length need
     no mask.
@@ -244,8 +247,12 @@ def _cut(order: np.ndarray, source: np.ndarray, target: np.ndarray, budget: int)
     while start < count:
         guess = max(1, budget // max(1, int(s[start] + t[start])))
         window = slice(start, min(count, start + guess))
-        padded = (longest(s[window]) + longest(t[window])) * np.arange(1, window.stop - start + 1)
-        size = max(1, int(np.searchsorted(padded, budget, side="right")))
+        wide, high = longest(s[window]), longest(t[window])
+        rows = np.arange(1, window.stop - start + 1)
+        size = int(np.searchsorted((wide + high) * rows, budget, side="right"))
+        if cells is not None:
+            size = min(size, int(np.searchsorted(wide * high * rows, cells, side="right")))
+        size = max(1, size)
         inside = changes[(changes > start) & (changes < start + size)]
         full = inside[inside - start >= size / 3]
         stop = int(full[0]) if len(full) else start + size
@@ -259,8 +266,8 @@ class Loader:
 
     The order of epoch e is a function of (seed, e) alone, so ``state_dict`` is two numbers and a restored
     loader goes on with exactly the batch that would have come. ``epoch``: passes done, with the share of
-    the present one. ``packed``: texts stand one behind the other in rows of one length instead
-    (:mod:`transduce.data.packing`), in random order.
+    the present one. ``batch_symbols`` and ``batch_cells`` limit a batch as in ``TrainConfig``. ``packed``: texts stand one behind the
+    other in rows of one length instead (:mod:`transduce.data.packing`), in random order.
     """
 
     def __init__(
@@ -269,6 +276,7 @@ class Loader:
         *,
         batch_symbols: int,
         seed: int,
+        batch_cells: int | None = None,
         shuffle: bool = True,
         endless: bool = True,
         packed: bool = False,
@@ -279,6 +287,7 @@ class Loader:
             raise DataError("Only texts can be packed: a row of several pairs would mix up their sources.")
         self.encoded, self.batch_symbols, self.seed = encoded, batch_symbols, seed
         self.shuffle, self.endless, self.packed = shuffle, endless, packed
+        self.batch_cells = batch_cells
         self._go_to(0, 0)
 
     def _go_to(self, epoch: int, index: int) -> None:
@@ -291,10 +300,10 @@ class Loader:
             order = rng.permutation(len(target)) if self.shuffle else np.arange(len(target))
             return pack(order, target, self.batch_symbols)
         if not self.shuffle:
-            return _cut(np.lexsort((target, source)), source, target, self.batch_symbols)
+            return _cut(np.lexsort((target, source)), source, target, self.batch_symbols, self.batch_cells)
         mixed = rng.permutation(len(target))
         order = mixed[np.lexsort((target[mixed], source[mixed]))]
-        pieces = _cut(order, source, target, self.batch_symbols)
+        pieces = _cut(order, source, target, self.batch_symbols, self.batch_cells)
         return [pieces[i] for i in rng.permutation(len(pieces))]
 
     @property
@@ -322,9 +331,9 @@ class Loader:
                 return
 
 
-def batches(encoded: Encoded, batch_symbols: int) -> list[Batch]:
+def batches(encoded: Encoded, batch_symbols: int, batch_cells: int | None = None) -> list[Batch]:
     """Every row once, in batches of similar length and fixed order. ``Batch.rows`` gives back the
     positions."""
     source, target = encoded.lengths()
     order = np.lexsort((target, source))
-    return [encoded.batch(rows) for rows in _cut(order, source, target, batch_symbols)]
+    return [encoded.batch(rows) for rows in _cut(order, source, target, batch_symbols, batch_cells)]

@@ -104,7 +104,7 @@ class Trainer:
     def _begin(self, started: float) -> None:
         c = self.config
         self.engine = Engine(self.system.model, self.system.objective, c, self.device, self.world)
-        self.loader = Loader(self.prepared.train, batch_symbols=c.batch_symbols, seed=c.seed, packed=c.pack)
+        self.loader = Loader(self.prepared.train, seed=c.seed, packed=c.pack, **c.batch_limits)
         self._data = data_mark(self.prepared)
         self._pace = Pace()
         self._meter = Meter()
@@ -382,5 +382,5 @@ class Trainer:
 
     def _probe_batch(self) -> Batch:
         """A held-out batch of middling length."""
-        found = batches(self.prepared.valid, self.config.batch_symbols)
+        found = batches(self.prepared.valid, **self.config.batch_limits)
         return found[len(found) // 2]

@@ -95,7 +95,7 @@ _OTHERS: dict[str, Callable[[], Corpus]] = {
 
 
 def names() -> list[str]:
-    return [*(f"synthetic-{rule}" for kind in _KINDS), *_OTHERS]
+    return [*(f"synthetic-{kind}" for kind in _KINDS), *_OTHERS]
 
 
 def built_in(name: str) -> Corpus:
