@@ -173,7 +173,7 @@ def in_own_process(
     """Run ``python -m module --child case peer`` and read the result it prints as its last line."""
     command = [python, "-m", module, "--child", case, peer, *options]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=PEERS.parent.parent)
     except subprocess.TimeoutExpired:
         return Result(case, peer, problem=f"did not finish in {timeout:.0f} s")
     lines = done.stdout.strip().splitlines()
@@ -338,7 +338,7 @@ def run(benchmark: Benchmark, arguments: Sequence[str] | None = None) -> int:
         command = ["python -m", f"benchmarks.{benchmark.name}", *(["--keep-heap"] if options.keep_heap else [])]
         command += ["--rounds", str(options.rounds)] if options.rounds > 1 else []
         command += ["--venvs FOLDER"] if options.venvs else []
-        path = save(f"bench-{benchmark.name}{suffix}", " ".join(command), results, before)
+        path = save(f"bench-{benchmark.name.replace('_', '-')}{suffix}", " ".join(command), results, before)
         print(f"written: results/{path.name}")
     return 0
 
