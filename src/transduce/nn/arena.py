@@ -35,18 +35,19 @@ _FIRST_ROOM = 32
 class Steps:
     """Where the steps of a chunk stand in their rows. ``index`` (B,T): how many valid steps precede the step
     in its row (at a masked step: that of the last valid one). ``start`` (B,T): index of the first step of its
-    history. ``mask`` (B,T) or None. ``plain``: neither mask nor resets. One row stands for all where they are
-    equal."""
+    history. ``mask`` (B,T) or None. ``plain``: neither mask nor resets. ``whole``: no history ever
+    began anew, so positions are indices. One row stands for all where they are equal."""
 
     index: Tensor
     start: Tensor
     mask: Tensor | None
     plain: bool = False
+    whole: bool = False
 
     @property
     def position(self) -> Tensor:
         """(B,T): steps since the last reset."""
-        return (self.index - self.start).clamp(min=0)
+        return self.index if self.whole else (self.index - self.start).clamp(min=0)
 
     @classmethod
     def of_chunk(
@@ -132,7 +133,10 @@ class KVArena(StateNode):
         """Where the next ``steps`` steps stand."""
         count, start = self.count, self.start
         if self._one_row_for_all():
-            count, start = torch.full_like(count[:1], self.steps), start[:1]
+            index = torch.arange(self.steps, self.steps + steps, device=count.device)[None]
+            if mask is None and resets is None:
+                return Steps(index, start[:1, None].expand(1, steps), None, plain=True, whole=True)
+            count, start = index[:, 0], start[:1]
         return Steps.of_chunk(steps, count, start, mask, resets)
 
     # ------------------------------------------------------------ appending
