@@ -8,7 +8,9 @@
   something else than asked is reported as wrong, and its time is not shown.
 * Time is the best and the median of at least seven calls after one warm-up call. On a shared machine the best
   is the figure to compare. ``others`` is how many cores everybody else used meanwhile; a figure with much of it is
-  no figure to quote, and the report says so.
+  no figure to quote, and the report says so. ``cpu`` is the least processor time of a call, which neighbours
+  hardly change; with one thread (OMP_NUM_THREADS=1) its ratios stay good on a busy machine, with more the
+  threads that wait in a loop are counted too.
 * The limit is what the machine can do, measured by every contestant's process before it runs; the best of all
   is taken.
 * Laws first: ops against their reference in float64, mixers and models against their suites. Nothing is timed
@@ -45,8 +47,8 @@ class Result:
     """One contestant on one case.
 
     Times in milliseconds, memory in MiB above the inputs; ``problem`` says why there is no time. ``limit_ms`` is
-    the physical limit as this process saw it. ``units`` of what ``unit`` says are done in one call; ``others`` is
-    the mean number of cores that other processes used meanwhile; ``note`` says what else a reader should know
+    the physical limit as this process saw it. ``units`` of what ``unit`` says are done in one call; ``cpu_ms``
+    is the least processor time of a call; ``others`` is the mean number of cores that other processes used meanwhile; ``note`` says what else a reader should know
     (the version of the package, the number of parameters).
     """
 
@@ -60,6 +62,7 @@ class Result:
     problem: str | None = None
     units: float | None = None
     unit: str = ""
+    cpu_ms: float | None = None
     others: float | None = None
     note: str = ""
 
@@ -69,21 +72,28 @@ class Result:
         return None if self.units is None or self.best_ms is None else self.units / self.best_ms * 1e3
 
 
-def seconds(
-    fn: Callable[..., object], *, budget: float = 2.0, prepare: Callable[[], object] | None = None
-) -> list[float]:
-    """Durations of at least seven calls, more while the budget (in seconds) lasts. What ``prepare`` gives is
-    handed to each call; making it is not timed."""
+def seconds(fn: Callable[[], object], *, budget: float = 2.0) -> list[float]:
+    """Durations of at least seven calls, more while the budget (in seconds) lasts."""
+    return _calls(fn, budget, None)[0]
+
+
+def _calls(
+    fn: Callable[..., object], budget: float, prepare: Callable[[], object] | None
+) -> tuple[list[float], list[float]]:
+    """Durations of the calls and the processor time of each. What ``prepare`` gives is handed to each call;
+    making it is not timed."""
     call = fn if prepare is None else lambda: fn(made)
     made = prepare() if prepare is not None else None
     call()
     taken: list[float] = []
+    busy: list[float] = []
     while len(taken) < MIN_CALLS or (sum(taken) < budget and len(taken) < 500):
         made = prepare() if prepare is not None else None
-        start = time.perf_counter()
+        begun, start = time.process_time(), time.perf_counter()
         call()
         taken.append(time.perf_counter() - start)
-    return taken
+        busy.append(time.process_time() - begun)
+    return taken, busy
 
 
 def _memory_mib(field: str) -> float:
@@ -141,13 +151,13 @@ def measure(
 ) -> Result:
     """Time ``fn`` and note how far above its level before the first call the process's memory rose.
 
-    ``repeats``: how often one call does what the case is about; times are for one. ``prepare``, ``budget``: see
-    :func:`seconds`.
+    ``repeats``: how often one call does what the case is about; times are for one. ``prepare`` makes
+    what each call is given, untimed.
     """
     before = _memory_mib("VmRSS")
     _forget_peak()
     clock = _Clock.now()
-    taken = seconds(fn, budget=budget, prepare=prepare)
+    taken, busy = _calls(fn, budget, prepare)
     others = None if clock is None else clock.others_since()
     return Result(
         case,
@@ -157,6 +167,7 @@ def measure(
         len(taken),
         _memory_mib("VmHWM") - before,
         None if limit_seconds is None else limit_seconds * 1e3,
+        cpu_ms=min(busy) * 1e3 / repeats,
         others=others,
     )
 
@@ -230,7 +241,7 @@ def table(results: Sequence[Result]) -> str:
         unit = next((r.unit for r in mine if r.unit), "")
         lines.append(f"\n{case}" + (f"   limit {limit:.3f} ms" if limit else ""))
         lines.append(
-            f"  {'':32}{'best ms':>10}{'median':>10}{'calls':>7}{'x limit':>9}{'x ours':>8}{'MiB':>8}{'others':>8}"
+            f"  {'':32}{'best ms':>10}{'median':>10}{'calls':>7}{'x limit':>9}{'x ours':>8}{'cpu ms':>10}{'MiB':>8}{'others':>8}"
             + (f"  {unit}/s" if unit else "")
         )
         lines += [_row(r, limit, ours) for r in sorted(mine, key=lambda r: (r.best_ms is None, r.best_ms))]
@@ -244,9 +255,10 @@ def _row(r: Result, limit: float | None, ours: float | None) -> str:
         f"{'-':>{width}}" if base is None else f"{r.best_ms / base:{width}.2f}"
         for base, width in ((limit, 9), (ours, 8))
     ]
+    cpu = f"{'-':>10}" if r.cpu_ms is None else f"{r.cpu_ms:10.3f}"
     others = f"{'-':>8}" if r.others is None else f"{r.others:8.2f}"
     return (
-        f"  {r.peer:32}{r.best_ms:10.3f}{r.median_ms:10.3f}{r.calls:7d}{''.join(times)}{r.peak_mib:8.1f}{others}"
+        f"  {r.peer:32}{r.best_ms:10.3f}{r.median_ms:10.3f}{r.calls:7d}{''.join(times)}{cpu}{r.peak_mib:8.1f}{others}"
         + ("" if r.rate is None else f"  {r.rate:,.0f}")
         + (f"  {r.note}" if r.note else "")
     )

@@ -79,13 +79,15 @@ class Clock:
     def perf_counter(self) -> float:
         return self.now
 
+    process_time = perf_counter
+
     def spend(self, time: float) -> None:
         self.now += time
 
 
 def test_only_the_call_is_timed(monkeypatch):
     clock, made = Clock(), []
-    monkeypatch.setattr(harness.time, "perf_counter", clock.perf_counter)
+    monkeypatch.setattr(harness, "time", clock)
 
     def prepare() -> int:
         clock.spend(50.0)
@@ -101,18 +103,18 @@ def test_only_the_call_is_timed(monkeypatch):
     result = harness.measure("case", "peer", call, 0.5, prepare=prepare, repeats=2)
     assert used == made == list(range(1 + harness.MIN_CALLS))  # the first one warms up
     assert (result.best_ms, result.median_ms, result.limit_ms) == (1500.0, 2000.0, 500.0)
-    assert result.calls == harness.MIN_CALLS
+    assert result.calls == harness.MIN_CALLS and result.cpu_ms == 1500.0
 
 
 def test_more_calls_while_the_budget_lasts(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(harness.time, "perf_counter", clock.perf_counter)
+    monkeypatch.setattr(harness, "time", clock)
     assert len(harness.seconds(lambda: clock.spend(0.25), budget=5.0)) == 20
     assert len(harness.seconds(lambda: clock.spend(1e-9), budget=5.0)) == 500
 
 
 def row(peer: str, best: float | None = 2.0, **more) -> Result:
-    return Result("case", peer, best, best, 7, 1.0, **more)
+    return Result("case", peer, best, best, 7, 1.0, cpu_ms=best and 2 * best, **more)
 
 
 def test_a_table_gives_ratios_rates_and_reasons():
@@ -123,8 +125,8 @@ def test_a_table_gives_ratios_rates_and_reasons():
     ]
     title, head, first, second, last = harness.table(rows).strip().splitlines()
     assert title == "case   limit 1.000 ms" and head.endswith("words/s")
-    assert first.split() == ["transduce", "4.000", "4.000", "7", "4.00", "1.00", "1.0", "0.00", "4,000", "bf16"]
-    assert second.split() == ["other", "8.000", "8.000", "7", "8.00", "2.00", "1.0", "0.04", "2,000"]
+    assert first.split() == ["transduce", "4.000", "4.000", "7", "4.00", "1.00", "8.000", "1.0", "0.00", "4,000", "bf16"]
+    assert second.split() == ["other", "8.000", "8.000", "7", "8.00", "2.00", "16.000", "1.0", "0.04", "2,000"]
     assert last.split() == ["third", "absent:", "no", "module"]
 
 
