@@ -12,8 +12,9 @@ Limit: the bytes of keys, values and weights, each read once, at the rate at whi
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import partial
-from typing import Any, Callable
+from typing import Any, Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -47,12 +48,12 @@ class Layer(nn.Module):
 State = Any
 Step = Callable[[Tensor, State], tuple[Tensor, State]]
 """One token (B,1,D) and the cache before it -> its output and the cache behind it."""
-Contestant = tuple[Step, Callable[[], State]]
-"""A step, and what makes the cache that holds the prefix."""
+Contestant = tuple[Step, Callable[[], State], Callable[[State], Iterable[Tensor]]]
+"""A step, what makes the cache that holds the prefix, and the tensors that a cache consists of."""
 
 
 def ours(layer: Layer, prefix: Tensor, reserved: bool) -> Contestant:
-    from transduce.core.state import fork
+    from transduce.core.state import fork, leaves
     from transduce.nn.attention import Attention
 
     mixer = Attention(DIM, HEADS, position=None).eval()
@@ -60,7 +61,7 @@ def ours(layer: Layer, prefix: Tensor, reserved: bool) -> Contestant:
     mixer.output.load_state_dict(layer.output.state_dict())
     room = prefix.shape[1] + STEPS if reserved else None
     _, filled = mixer(prefix, mixer.init_state(prefix.shape[0], capacity=room))
-    return mixer, partial(fork, filled)
+    return mixer, partial(fork, filled), leaves
 
 
 def joined(layer: Layer, prefix: Tensor) -> Contestant:
@@ -72,7 +73,7 @@ def joined(layer: Layer, prefix: Tensor) -> Contestant:
         return layer.mix(q, *past), past
 
     _, k, v = layer.qkv(prefix)
-    return step, lambda: (k, v)
+    return step, lambda: (k, v), lambda past: past
 
 
 def preallocated(layer: Layer, prefix: Tensor, masked: bool) -> Contestant:
@@ -89,7 +90,7 @@ def preallocated(layer: Layer, prefix: Tensor, masked: bool) -> Contestant:
             return layer.mix(q, keys, values, attn_mask=(slots <= at)[None, None, None]), at + 1
         return layer.mix(q, keys[:, :, : at + 1], values[:, :, : at + 1]), at + 1
 
-    return step, lambda: prefix.shape[1]
+    return step, lambda: prefix.shape[1], lambda at: (keys, values)
 
 
 def dynamic(layer: Layer, prefix: Tensor) -> Contestant:
@@ -102,7 +103,7 @@ def dynamic(layer: Layer, prefix: Tensor) -> Contestant:
         q, k, v = layer.qkv(x)
         return layer.mix(q, *past.update(k, v, 0)), past
 
-    return step, partial(copy.deepcopy, cache)
+    return step, partial(copy.deepcopy, cache), lambda past: (past.layers[0].keys, past.layers[0].values)
 
 
 def static(layer: Layer, prefix: Tensor) -> Contestant:
@@ -122,7 +123,8 @@ def static(layer: Layer, prefix: Tensor) -> Contestant:
         mask = (slots <= at)[None, None, None]
         return layer.mix(q, *past.update(k, v, 0), attn_mask=mask), (past, at + 1)
 
-    return step, lambda: (copy.deepcopy(cache), prefix.shape[1])
+    content = lambda past: (past[0].layers[0].keys, past[0].layers[0].values)
+    return step, lambda: (copy.deepcopy(cache), prefix.shape[1]), content
 
 
 PEERS: dict[str, Callable[[Layer, Tensor], Contestant]] = {
@@ -152,21 +154,24 @@ def child(case: str, peer: str) -> Result:
     prefix, tokens = x[:, :-STEPS], x[:, -STEPS:].split(1, 1)
     kept = 2 * x.numel() + sum(p.numel() for p in layer.parameters())
     limit = reading(kept)
-    step, prepare = PEERS[peer](layer, prefix)
+    step, prepare, content = PEERS[peer](layer, prefix)
 
-    def decode(state: State) -> list[Tensor]:
+    def decode(state: State) -> tuple[list[Tensor], State]:
         outputs = []
         for token in tokens:
             y, state = step(token, state)
             outputs.append(y)
-        return outputs
+        return outputs, state
 
     truth = copy.deepcopy(layer).double()(x.double())[:, -STEPS:]
-    error = float((torch.cat(decode(prepare()), 1) - truth).abs().max())
+    outputs, state = decode(prepare())
+    error = float((torch.cat(outputs, 1) - truth).abs().max())
+    kept_mib = sum(t.numel() * t.element_size() for t in content(state)) / 2**20
     if not error < 1e-4:
         return Result(case, peer, limit_ms=limit * 1e3, problem=f"wrong: off by {error:.2g}")
-    del truth, x
-    return measure(case, peer, decode, limit, prepare=prepare, repeats=STEPS, budget=1.0)
+    del truth, x, outputs, state
+    result = measure(case, peer, decode, limit, prepare=prepare, repeats=STEPS, budget=1.0)
+    return replace(result, units=int(batch), unit="tokens", note=f"cache {kept_mib:.2f} MiB")
 
 
 def law() -> None:

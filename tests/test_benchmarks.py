@@ -171,7 +171,7 @@ def test_the_reason_of_a_failure_is_its_exception():
 def test_a_contestant_that_computes_something_else_gets_no_time(monkeypatch):
     def forgetful(layer, prefix):
         _, k, v = layer.qkv(prefix)
-        return (lambda x, past: (layer.mix(layer.qkv(x)[0], k, v), past)), lambda: None
+        return (lambda x, past: (layer.mix(layer.qkv(x)[0], k, v), past)), lambda: None, lambda past: ()
 
     monkeypatch.setitem(attention_decode.PEERS, "forgetful", forgetful)
     found = attention_decode.child("batch 1 length 64", "forgetful")
