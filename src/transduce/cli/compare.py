@@ -1,4 +1,4 @@
-"""``transduce compare``: systems under one budget, the same seeds and data; then one table, a picture, a page."""
+"""``transduce compare``: systems under one budget, same seeds, same data; then a table, a picture, a page."""
 
 from __future__ import annotations
 
@@ -91,9 +91,7 @@ class Comparison:
         corpus = self.data.load()
         self._check_kind(corpus)
         prepare_folder(self.out, self.request(), self.options.force)
-        requests = [
-            self._trial(label, seed) for seed in range(self.options.seeds) for label in self.entries
-        ]
+        requests = [self._trial(label, seed) for seed in range(self.options.seeds) for label in self.entries]
         left = [r for r in requests if not done(r)]
         if left:
             self._forecast(len(requests), len(left))
@@ -133,7 +131,10 @@ class Comparison:
             console.print(f"{failed['name']} failed: {failed['reason']}", markup=False)
         written = [self.out / "compare.json"]
         if merged["systems"]:
-            written += [overview(merged, self.out / "compare.png"), write_page(merged, self.out / "compare.html")]
+            written += [
+                overview(merged, self.out / "compare.png"),
+                write_page(merged, self.out / "compare.html"),
+            ]
         print(f"\nwritten: {', '.join(map(str, written))}")
 
     def request(self) -> dict[str, Any]:
@@ -173,7 +174,8 @@ class Comparison:
 
         ready = f", {every - left} of {every} are done" if left < every else ""
         print(
-            f"{left} trainings of {clock(self.budget)} each{ready}: about {clock(left * (self.budget + ASIDE))}",
+            f"{left} trainings of {clock(self.budget)} each{ready}: "
+            f"about {clock(left * (self.budget + ASIDE))}",
             file=sys.stderr,
         )
 

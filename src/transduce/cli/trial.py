@@ -94,7 +94,7 @@ def trained(run: Path) -> bool:
 def _train(request: Request, corpus: Corpus, device: Any) -> TrainResult:
     from transduce import systems
     from transduce.systems.build import assemble
-    from transduce.train import Trainer, TrainConfig, checkpoint, prepare_out
+    from transduce.train import TrainConfig, Trainer, checkpoint, prepare_out
     from transduce.train.progress import reporter
     from transduce.train.run import RunFolder
 

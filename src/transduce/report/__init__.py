@@ -1,1 +1,1 @@
-"""Comparisons of trained systems: what decoding costs, figures pooled over seeds, pictures, a page to show."""
+"""Comparisons of trained systems: costs of decoding, figures pooled over seeds, pictures, a page."""

@@ -75,4 +75,3 @@ def _at(model: Model, spec: DataSpec, length: int, device: torch.device) -> dict
         said = " ".join(str(problem).split()) or type(problem).__name__
         return {"length": length, "refused": said[:200]}
     return {"length": length, "bytes": size, "seconds": statistics.median(taken[_WARM:])}
-

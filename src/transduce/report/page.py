@@ -16,8 +16,8 @@ STYLE = """
   --band: #f5f7f9; --good: #1b7f52; --bad: #b3261e; }
 @media (prefers-color-scheme: dark) { :root { --ground: #171b1f; --ink: #e8ecef; --quiet: #9aa6af;
   --line: #2c333a; --band: #1e2429; --good: #5fd0a1; --bad: #ff9a93; } }
-body { margin: 0 auto; max-width: 76rem; padding: 2rem 1.25rem 4rem; background: var(--ground); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; }
+body { margin: 0 auto; max-width: 76rem; padding: 2rem 1.25rem 4rem; background: var(--ground);
+  color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.7rem; margin: 0 0 .3rem; } h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; }
 p, li { max-width: 52rem; } .quiet { color: var(--quiet); font-size: .92rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .92rem; min-width: 30rem; }
@@ -62,16 +62,16 @@ def page(merged: Mapping[str, Any]) -> str:
         f"<p>{say(_summary(merged))}</p>",
         _table(*columns(merged)),
         "<p class=quiet>In brackets: 95&nbsp;% bootstrap interval over the rows, pooled over seeds. behind: "
-        "distance to the best on the same rows; &ldquo;within noise&rdquo; where the 95&nbsp;% interval of a paired "
-        "bootstrap holds 0. symbols/s: source and target symbols trained on a second.</p>",
+        "distance to the best on the same rows; &ldquo;within noise&rdquo; where the 95&nbsp;% interval of a "
+        "paired bootstrap holds 0. symbols/s: source and target symbols trained on a second.</p>",
         *_failures(merged),
         "<h2>Pictures</h2><div class=pictures>",
         *(_picture(both(draw, merged), ALT[name]) for name, draw in PANELS.items()),
         "</div>",
         "<h2>What one stream costs</h2>",
         _table(*cost_columns(merged), kind="plain"),
-        "<p class=quiet>Batch 1. state: bytes that the decoder carries, the memory it attends to included, behind a "
-        "target (and a source) of so many symbols. a symbol: median time for one more. "
+        "<p class=quiet>Batch 1. state: bytes that the decoder carries, the memory it attends to included, "
+        "behind a target (and a source) of so many symbols. a symbol: median time for one more. "
         f"A dash: refused or too slow to measure.{say(_refusals(merged))}</p>",
         *_maps(merged),
         *_examples(merged),
@@ -81,7 +81,7 @@ def page(merged: Mapping[str, Any]) -> str:
         f"<pre>{say(about['command'])}</pre>",
     ]
     return (
-        f'<!doctype html>\n<html lang=en><head><meta charset=utf-8><title>{say(title)}</title>'
+        f"<!doctype html>\n<html lang=en><head><meta charset=utf-8><title>{say(title)}</title>"
         '<meta name=viewport content="width=device-width, initial-scale=1">'
         f"<style>{STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
@@ -93,8 +93,8 @@ def _conditions(merged: Mapping[str, Any]) -> str:
     rows = merged["systems"][0]["rows"] if merged["systems"] else 0
     how = "" if about["kind"] == "text" else f", beam {about['beam']}" if about["beam"] else ", greedy"
     return (
-        f"{about['budget']:.0f} s of training each, {about['seeds']} seed{'s' * (about['seeds'] > 1)}, one after "
-        f"another on {about['device']} with {machine.get('threads', '?')} thread(s); measured on {rows:,} "
+        f"{about['budget']:.0f} s of training each, {about['seeds']} seed{'s' * (about['seeds'] > 1)}, "
+        f"one after another on {about['device']} with {machine.get('threads', '?')} thread(s); measured on {rows:,} "
         f"{about['split']} rows{how}."
     )
 
@@ -124,9 +124,8 @@ def _constant(system: Mapping[str, Any]) -> bool:
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
     head = "".join(f"<th>{html.escape(t)}</th>" for t in titles)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows)
-    return (
-        f'<div class=scroll><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    inside = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    return f'<div class=scroll><table class="{kind}">{inside}</table></div>'
 
 
 def _picture(uris: tuple[str, str], alt: str) -> str:
@@ -171,8 +170,8 @@ def _maps(merged: Mapping[str, Any]) -> list[str]:
     note = f" None from {', '.join(without)}: nothing there attends to the source." if without else ""
     return [
         "<h2>Attention</h2>",
-        "<p class=quiet>The same source under each model's own answer; target down, source across, averaged over "
-        f"heads and layers.{html.escape(note)}</p>",
+        "<p class=quiet>The same source under each model's own answer; target down, source across, averaged "
+        f"over heads and layers.{html.escape(note)}</p>",
         "<div class=maps>",
         *drawn,
         "</div>",
@@ -195,9 +194,10 @@ def _examples(merged: Mapping[str, Any]) -> list[str]:
     rows = []
     for number, example in enumerate(found[0]["examples"]):
         answers = [s["examples"][number] for s in found]
+        marks = [("right", "✓") if a["right"] else ("wrong", "✗") for a in answers]
         cells = "".join(
-            f'<td class={"right" if a["right"] else "wrong"}>{"✓" if a["right"] else "✗"} {say(a["answer"])}</td>'
-            for a in answers
+            f"<td class={kind}>{mark} {say(a['answer'])}</td>"
+            for (kind, mark), a in zip(marks, answers, strict=True)
         )
         rows.append(f"<tr><td>{say(example['source'])}</td><td>{say(example['reference'])}</td>{cells}</tr>")
     return [

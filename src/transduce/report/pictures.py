@@ -57,7 +57,9 @@ def _figure(width: float, height: float, theme: Theme) -> Figure:
 
 def _png(figure: Figure) -> bytes:
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", facecolor=figure.get_facecolor(), bbox_inches="tight", pad_inches=0.1)
+    figure.savefig(
+        picture, format="png", facecolor=figure.get_facecolor(), bbox_inches="tight", pad_inches=0.1
+    )
     return picture.getvalue()
 
 
@@ -151,7 +153,13 @@ def learning(axes: Axes, merged: Mapping[str, Any], theme: Theme) -> None:
 def quality(axes: Axes, merged: Mapping[str, Any], theme: Theme) -> None:
     """The first figure with its interval, and a small mark for each seed."""
     metric = _metric(merged)
-    _tidy(axes, theme, f"{metric['title'].capitalize()}, 95 % interval", f"{heading(metric)} (less is better)", "")
+    _tidy(
+        axes,
+        theme,
+        f"{metric['title'].capitalize()}, 95 % interval",
+        f"{heading(metric)} (less is better)",
+        "",
+    )
     looks = _look(merged, theme)
     for place, (s, colour, marker) in enumerate(looks):
         q = s["quality"][metric["name"]]
@@ -230,7 +238,9 @@ def _ticks(axis: Any, text: Callable[[float], str]) -> None:
         axis.set_major_locator(LogLocator(base=2.0**doublings, numticks=12))
     else:
         axis.set_major_locator(LogLocator(base=10.0, subs=(1.0,) if high / low > 60 else (1.0, 2.0, 5.0)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: text(value).replace(".00 ", " ").replace(".0 ", " ")))
+    axis.set_major_formatter(
+        FuncFormatter(lambda value, _: text(value).replace(".00 ", " ").replace(".0 ", " "))
+    )
     axis.set_minor_formatter(NullFormatter())
 
 

@@ -150,8 +150,8 @@ def tables(merged: Mapping[str, Any]) -> list[Table]:
     how = "" if about["kind"] == "text" else f", {search}"
     rows = merged["systems"][0]["rows"] if merged["systems"] else 0
     captions = (
-        f"{about['corpus']}: {about['budget']:.0f} s each, {about['seeds']} seed(s), {rows:,} {about['split']} "
-        f"rows{how}; [95 % bootstrap intervals]",
+        f"{about['corpus']}: {about['budget']:.0f} s each, {about['seeds']} seed(s), "
+        f"{rows:,} {about['split']} rows{how}; [95 % bootstrap intervals]",
         "one stream on this machine: bytes of decoder state, and time for one more symbol, behind targets "
         "(and sources) of so many symbols",
     )
