@@ -156,7 +156,7 @@ def devices() -> Iterator[Finding]:
             if not torch.version.cuda
             else f"(CUDA {torch.version.cuda}) cannot use it"
         )
-        fix = "Install the torch build for your driver (nvidia-smi shows it): pytorch.org/get-started/locally."
+        fix = "Install the torch build for your driver (see nvidia-smi): pytorch.org/get-started/locally."
         yield Finding("devices", "cuda", "note", f"an NVIDIA card seems to be here, but torch {built}", fix)
     else:
         yield Finding("devices", "cuda", "ok", "none; everything runs on the CPU")
@@ -197,7 +197,7 @@ def kernels() -> Iterator[Finding]:
     place = next((p for p in places if writable(p)), None)
     if place is None:
         fix = (
-            "Set NUMBA_CACHE_DIR to a folder that can be written; now every process compiles its kernels again. "
+            "Set NUMBA_CACHE_DIR to a folder that can be written; every process compiles its kernels anew. "
             f"Tried: {', '.join(map(str, places))}."
         )
         yield Finding("kernels", "cache", "note", "no folder for compiled kernels can be written", fix)

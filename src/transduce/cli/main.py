@@ -22,9 +22,9 @@ COMMANDS = {
         "reproduce_command",
         "run a system's full check against its paper's claims",
     ),
-    "compare": ("transduce.cli.compare", "compare_command", "train systems under one budget and compare them"),
+    "compare": ("transduce.cli.compare", "compare_command", "compare systems under one budget"),
     "sweep": ("transduce.cli.sweep", "sweep_command", "search for good settings of a system"),
-    "doctor": ("transduce.cli.doctor", "doctor_command", "say what works on this machine, what does not, and why"),
+    "doctor": ("transduce.cli.doctor", "doctor_command", "say what works on this machine and what does not"),
     "laws": ("transduce.cli.info", "laws_command", "tell which law of the state protocol a layer breaks"),
 }
 

@@ -251,12 +251,17 @@ def _attention(model: Transducer, part: Encoded) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def sentence() -> Iterator[list[str]]:
-    """Collects in one sentence why a training came to nothing, where that is no mistake of ours."""
+def sentence(only_memory: bool = False) -> Iterator[list[str]]:
+    """Collects in one sentence why a training came to nothing, where that is no mistake of ours.
+
+    ``only_memory``: what the user has to mend goes on as an exception; a lack of memory alone is collected.
+    """
     said: list[str] = []
     try:
         yield said
     except UserError as problem:
+        if only_memory:
+            raise
         said.append(str(problem))
     except MemoryError:
         said.append("There was not enough memory.")

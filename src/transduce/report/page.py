@@ -94,8 +94,8 @@ def _conditions(merged: Mapping[str, Any]) -> str:
     how = "" if about["kind"] == "text" else f", beam {about['beam']}" if about["beam"] else ", greedy"
     return (
         f"{about['budget']:.0f} s of training each, {about['seeds']} seed{'s' * (about['seeds'] > 1)}, "
-        f"one after another on {about['device']} with {machine.get('threads', '?')} thread(s); measured on {rows:,} "
-        f"{about['split']} rows{how}."
+        f"one after another on {about['device']} with {machine.get('threads', '?')} thread(s); "
+        f"measured on {rows:,} {about['split']} rows{how}."
     )
 
 

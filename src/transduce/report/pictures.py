@@ -46,7 +46,7 @@ MARKERS = "osD^vPX*"
 Draw = Callable[["Axes", Mapping[str, Any], Theme], None]
 
 
-def _figure(width: float, height: float, theme: Theme) -> Figure:
+def new_figure(width: float, height: float, theme: Theme) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -55,7 +55,7 @@ def _figure(width: float, height: float, theme: Theme) -> Figure:
     return figure
 
 
-def _png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
     picture = io.BytesIO()
     figure.savefig(
         picture, format="png", facecolor=figure.get_facecolor(), bbox_inches="tight", pad_inches=0.1
@@ -71,15 +71,15 @@ def both(draw: Draw, merged: Mapping[str, Any], width: float = 5.2, height: floa
     """One panel as two data URIs, for light and for dark ground."""
     uris = []
     for theme in (LIGHT, DARK):
-        figure = _figure(width, height, theme)
+        figure = new_figure(width, height, theme)
         draw(figure.subplots(), merged, theme)
-        uris.append(as_uri(_png(figure)))
+        uris.append(as_uri(to_png(figure)))
     return uris[0], uris[1]
 
 
 def overview(merged: Mapping[str, Any], path: Path) -> Path:
     """All panels in one PNG, written atomically."""
-    figure = _figure(15.0, 7.6, LIGHT)
+    figure = new_figure(15.0, 7.6, LIGHT)
     about = merged["about"]
     figure.suptitle(
         f"{about['corpus']}: {about['budget']:.0f} s of training each, {about['seeds']} seed"
@@ -89,11 +89,11 @@ def overview(merged: Mapping[str, Any], path: Path) -> Path:
     for axes, draw in zip(figure.subplots(2, 3).flat, PANELS.values()):
         draw(axes, merged, LIGHT)
     with writing(path):
-        replace_file(path, _png(figure))
+        replace_file(path, to_png(figure))
     return path
 
 
-def _tidy(axes: Axes, theme: Theme, title: str, x: str, y: str) -> None:
+def tidy(axes: Axes, theme: Theme, title: str, x: str, y: str) -> None:
     axes.set_facecolor(theme.ground)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(theme.quiet)
@@ -105,7 +105,7 @@ def _tidy(axes: Axes, theme: Theme, title: str, x: str, y: str) -> None:
     axes.set_title(title, fontsize=10.5, loc="left", color=theme.ink)
 
 
-def _legend(axes: Axes, theme: Theme) -> None:
+def legend(axes: Axes, theme: Theme) -> None:
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8, labelcolor=theme.ink)
 
@@ -133,7 +133,7 @@ def _metric(merged: Mapping[str, Any]) -> Mapping[str, Any]:
 def learning(axes: Axes, merged: Mapping[str, Any], theme: Theme) -> None:
     """Held-out figure over training time, a line a seed."""
     metric = _metric(merged)
-    _tidy(axes, theme, "Learning curves (held-out rows)", "seconds of training", heading(metric))
+    tidy(axes, theme, "Learning curves (held-out rows)", "seconds of training", heading(metric))
     for s, colour, marker in _look(merged, theme):
         for number, run in enumerate(s["runs"]):
             points = [
@@ -147,13 +147,13 @@ def learning(axes: Axes, merged: Mapping[str, Any], theme: Theme) -> None:
                     alpha=1.0 if number == 0 else 0.55, label=s["label"] if number == 0 else None,
                 )  # fmt: skip
     axes.set_xlim(left=0.0)
-    _legend(axes, theme)
+    legend(axes, theme)
 
 
 def quality(axes: Axes, merged: Mapping[str, Any], theme: Theme) -> None:
     """The first figure with its interval, and a small mark for each seed."""
     metric = _metric(merged)
-    _tidy(
+    tidy(
         axes,
         theme,
         f"{metric['title'].capitalize()}, 95 % interval",
@@ -184,7 +184,7 @@ def _against(key: str, title: str, unit: str) -> Draw:
 
     def draw(axes: Axes, merged: Mapping[str, Any], theme: Theme) -> None:
         metric, length = _metric(merged), common_length(merged)
-        _tidy(axes, theme, title, f"{unit} behind {length} symbols (log)", heading(metric))
+        tidy(axes, theme, title, f"{unit} behind {length} symbols (log)", heading(metric))
         points = []
         for s, colour, marker in _look(merged, theme):
             cost = None if length is None else at(s, key, length)
@@ -248,7 +248,7 @@ def _growth(key: str, title: str, unit: str) -> Draw:
     """A cost of decoding over the length, both logarithmic."""
 
     def draw(axes: Axes, merged: Mapping[str, Any], theme: Theme) -> None:
-        _tidy(axes, theme, title, "symbols behind (log)", unit)
+        tidy(axes, theme, title, "symbols behind (log)", unit)
         drawn = []
         for s, colour, marker in _look(merged, theme):
             points = [(c["length"], c[key]) for c in s["costs"] if c.get(key)]
@@ -266,7 +266,7 @@ def _growth(key: str, title: str, unit: str) -> Draw:
             if max(v for _, v in drawn) < 3 * min(v for _, v in drawn):
                 axes.set_ylim(min(v for _, v in drawn) / 2, max(v for _, v in drawn) * 2)
             _ticks(axes.yaxis, size_text if key == "bytes" else time_text)
-        _legend(axes, theme)
+        legend(axes, theme)
 
     return draw
 
@@ -287,7 +287,7 @@ def attention(found: Mapping[str, Any], theme: Theme, title: str) -> bytes:
 
     matrix = np.asarray(found["weights"], dtype=float)
     rows, cells = matrix.shape
-    figure = _figure(max(2.4, 0.3 * cells + 1.5), max(2.2, 0.3 * rows + 1.1), theme)
+    figure = new_figure(max(2.4, 0.3 * cells + 1.5), max(2.2, 0.3 * rows + 1.1), theme)
     axes = figure.subplots()
     shades = LinearSegmentedColormap.from_list("attention", theme.heat)
     axes.imshow(matrix, cmap=shades, vmin=0.0, vmax=max(1e-9, float(matrix.max())), aspect="equal")
@@ -303,4 +303,4 @@ def attention(found: Mapping[str, Any], theme: Theme, title: str) -> bytes:
     axes.set_yticks(np.arange(-0.5, rows), minor=True)
     axes.grid(which="minor", color=theme.grid, linewidth=0.8)
     axes.set_title(title, fontsize=10.5, loc="left", color=theme.ink)
-    return _png(figure)
+    return to_png(figure)
