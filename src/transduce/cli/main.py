@@ -63,7 +63,8 @@ def help_text() -> str:
             "examples:",
             EXAMPLES,
             "",
-            "`transduce COMMAND --help` lists the options of a command.",
+            "`transduce COMMAND --help` lists the options of a command; `transduce --completion SHELL` prints",
+            "a script that completes commands, systems, corpora and runs in bash, zsh or fish.",
         ]
     )
 
@@ -109,6 +110,10 @@ def _run(arguments: list[str]) -> int:
 
         print(f"transduce {__version__}")
         return 0
+    if arguments[0] in ("--completion", "--complete"):
+        from .completion import answer
+
+        return answer(arguments)
     return _dispatch(arguments[0], arguments[1:])
 
 

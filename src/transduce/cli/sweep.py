@@ -287,8 +287,8 @@ class Sweep:
             raise UserError(f"No trial came to an end: {'; '.join(sorted(reasons)) or 'all were stopped'}")
         pruned = sum(t.state == states.PRUNED for t in study.get_trials(deepcopy=False))
         print(
-            f"{len(finished)} trials finished, {pruned} were given up; by the {_name(corpus)} on the validation "
-            "part (the test part was not looked at):"
+            f"{len(finished)} trials finished, {pruned} were given up; by the {_name(corpus)} on the "
+            "validation part (the test part was not looked at):"
         )
         for t in finished[:SHOWN]:
             print(f"  trial {t.number:>3}  {_figure(t.value, corpus)}  {shown(rounded(t.params))}")
