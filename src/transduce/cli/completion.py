@@ -1,4 +1,4 @@
-"""Completion for shells: a short script that asks ``transduce --complete WORDS``, which answers without torch.
+"""Completion for shells: a short script asks ``transduce --complete WORDS``, which answers without torch.
 
 Commands, flags and choices are read off the source of the dataclasses that define them, systems and corpora
 off the files of the catalogue; nothing here has to be kept in step.
@@ -48,8 +48,8 @@ _transduce() {
     fi
     open=("${(@M)found:#*/}")
     found=("${(@)found:#*/}")
-    (( ${#found} )) && compadd -- "${found[@]}"
-    (( ${#open} )) && compadd -S '' -- "${open[@]}"
+    if (( ${#found} )); then compadd -- "${found[@]}"; fi
+    if (( ${#open} )); then compadd -S '' -- "${open[@]}"; fi
 }
 if [[ $funcstack[1] == _transduce ]]; then
     _transduce "$@"

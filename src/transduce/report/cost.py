@@ -24,34 +24,42 @@ def decoding_costs(
     spec: DataSpec,
     lengths: Sequence[int] = LENGTHS,
     *,
-    seconds: float = 6.0,
+    seconds: float = 12.0,
     device: torch.device | str = "cpu",
 ) -> list[dict[str, Any]]:
     """For each length L: a source of L random symbols (none for a language model) is read, L random target
     symbols are given in one chunk, and then single steps at batch 1 are timed.
 
     ``bytes``: live content of the state at that point, the memory it attends to included. ``seconds``: median
-    of 15 steps, the choice of the best symbol included. A length that the model refuses has ``refused`` with
-    the reason instead; so has one that would not fit into the time that is left of ``seconds``, judged by the
-    length before it growing with the square of the length.
+    of 15 steps, the choice of the best symbol included; ``chunk_seconds``: reading source and chunk. A length
+    that the model refuses has ``refused`` with the reason instead; so has one that would not fit into the time
+    that is left of ``seconds``, judged by the length before it: the chunk growing with the square of the
+    length, the steps with the length.
     """
     was_training = model.training
     model.eval()
     found: list[dict[str, Any]] = []
     begun, before = time.perf_counter(), None
     try:
+        _at(model, spec, 4, torch.device(device))  # kernels are compiled here
         for length in sorted(lengths):
             left = seconds - (time.perf_counter() - begun)
-            if before is not None and before[1] * (length / before[0]) ** 2 > left:
+            if before is not None and _forecast(before, length) > left:
                 reason = f"it would take longer than the {seconds:g} s that are set aside"
                 found.append({"length": length, "refused": reason})
                 continue
-            started = time.perf_counter()
-            found.append(_at(model, spec, length, torch.device(device)))
-            before = length, time.perf_counter() - started
+            cost = _at(model, spec, length, torch.device(device))
+            before = cost if "bytes" in cost else before
+            found.append(cost)
     finally:
         model.train(was_training)
     return found
+
+
+def _forecast(before: dict[str, Any], length: int) -> float:
+    """Seconds that another length would take, rather too many than too few."""
+    times = length / before["length"]
+    return times**2 * before["chunk_seconds"] + times * (_WARM + _TIMED) * before["seconds"]
 
 
 def _at(model: Model, spec: DataSpec, length: int, device: torch.device) -> dict[str, Any]:
@@ -59,10 +67,12 @@ def _at(model: Model, spec: DataSpec, length: int, device: torch.device) -> dict
     ids = lambda size: torch.randint(min(UNK + 1, size - 1), size, (1, length), generator=draw).to(device)
     try:
         source = None if spec.source is None else Seq(ids(spec.source.size))
+        begun = time.perf_counter()
         batch = Batch(source, Seq(torch.tensor([[EOS]], device=device)))
         state = model.start(batch, capacity=length + _WARM + _TIMED + 1)
         start = torch.tensor([[BOS]], device=device)
         dist, state = model(torch.cat((start, ids(spec.target.size)[:, 1:]), 1), state)
+        chunk = time.perf_counter() - begun
         size = states.nbytes(state)
         taken: list[float] = []
         for _ in range(_WARM + _TIMED):
@@ -74,4 +84,5 @@ def _at(model: Model, spec: DataSpec, length: int, device: torch.device) -> dict
     except (ValueError, RuntimeError, IndexError) as problem:  # positions beyond a table, say
         said = " ".join(str(problem).split()) or type(problem).__name__
         return {"length": length, "refused": said[:200]}
-    return {"length": length, "bytes": size, "seconds": statistics.median(taken[_WARM:])}
+    step = statistics.median(taken[_WARM:])
+    return {"length": length, "bytes": size, "seconds": step, "chunk_seconds": chunk}

@@ -200,6 +200,7 @@ def _against(key: str, title: str, unit: str) -> Draw:
         if points:
             axes.set_xscale("log")
             _room(axes, [p[0] for p in points])
+            axes.minorticks_off()
             _ticks(axes.xaxis, size_text if key == "bytes" else time_text)
             _place_names(axes, points, theme)
 
@@ -210,7 +211,7 @@ def _room(axes: Axes, values: Sequence[float]) -> None:
     """Limits of a log axis with air on both sides, at least a factor of four in all."""
     low, high = min(values), max(values)
     air = max(1.6, (high / low) ** 0.18)
-    axes.set_xlim(low / air, high * air * 1.25)
+    axes.set_xlim(low / air, high * air**1.8)
 
 
 def _place_names(axes: Axes, points: Sequence[tuple[float, float, str]], theme: Theme) -> None:
@@ -237,7 +238,8 @@ def _ticks(axis: Any, text: Callable[[float], str]) -> None:
         doublings = max(1, round(np.log2(max(high / low, 2.0)) / 5))
         axis.set_major_locator(LogLocator(base=2.0**doublings, numticks=12))
     else:
-        axis.set_major_locator(LogLocator(base=10.0, subs=(1.0,) if high / low > 60 else (1.0, 2.0, 5.0)))
+        subs = (1.0, 2.0, 5.0) if high / low < 30 else (1.0, 3.0) if high / low < 1000 else (1.0,)
+        axis.set_major_locator(LogLocator(base=10.0, subs=subs))
     axis.set_major_formatter(
         FuncFormatter(lambda value, _: text(value).replace(".00 ", " ").replace(".0 ", " "))
     )
