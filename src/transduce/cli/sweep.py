@@ -131,7 +131,7 @@ class Sweep:
             self.journal.parent.mkdir(parents=True, exist_ok=True)
             if self.journal.is_dir():
                 raise UserError(f"{self.journal} is a folder; name a file as --journal.")
-            new = not self.journal.exists() or self.journal.stat().st_size == 0
+            self._refuse_other_files()
             try:
                 study = optuna.create_study(
                     storage=JournalStorage(JournalFileBackend(str(self.journal))), study_name=STUDY,
@@ -141,10 +141,8 @@ class Sweep:
                 )  # fmt: skip
                 stored = study.user_attrs.get("request")
             except (ValueError, KeyError, TypeError, AttributeError):
-                raise UserError(f"{self.journal} is not the journal of a sweep; name another file.") from None
+                raise UserError(f"{self.journal} is damaged; name another file as --journal.") from None
         if stored is None:
-            if not new and study.get_trials(deepcopy=False):
-                raise UserError(f"{self.journal} is the journal of something else; name another file.")
             study.set_user_attr("request", self.request())
             study.enqueue_trial(self._defaults(), skip_if_exists=True)
             return study
@@ -155,6 +153,19 @@ class Sweep:
             said = str(problem).split(":")[0].replace("The run was", f"The sweep in {self.journal} was")
             raise UserError(f"{said}; name another --journal.") from None
         return study
+
+    def _refuse_other_files(self) -> None:
+        """optuna would append to any file; a journal's first line is the creation of a study."""
+        if not self.journal.exists():
+            return
+        with open(self.journal, "rb") as file:
+            first = file.readline(10_000)
+        try:
+            ours = not first or json.loads(first)["study_name"] == STUDY
+        except (ValueError, KeyError, TypeError):
+            ours = False
+        if not ours:
+            raise UserError(f"{self.journal} is not the journal of a sweep; name another file as --journal.")
 
     def _defaults(self) -> dict[str, Any]:
         """The system's own values of what is searched: the first trial, so that no result is worse."""
