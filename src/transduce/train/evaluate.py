@@ -64,11 +64,12 @@ def evaluate(
     spec: DataSpec,
     *,
     batch_symbols: int = 16384,
+    batch_cells: int | None = None,
     device: torch.device | str = "cpu",
     stop: Callable[[], bool] = lambda: False,
     metrics: Sequence[str] = (),
 ) -> Evaluation:
-    """Measure ``model`` on ``encoded`` in batches of similar length.
+    """Measure ``model`` on ``encoded`` in batches of similar length, limited as in ``TrainConfig``.
 
     ``searcher`` decodes each source; None (language models) reports bits per character instead of error
     rates. ``stop`` is asked between batches; when it says True, :class:`Interrupted` is raised. ``metrics``: names of
@@ -83,7 +84,7 @@ def evaluate(
     nats, count = 0.0, 0
     found: list[list[Hypothesis]] = [[] for _ in range(rows)]
     try:
-        for batch in batches(encoded, batch_symbols):
+        for batch in batches(encoded, batch_symbols, batch_cells):
             if stop():
                 raise Interrupted
             batch = batch.to(device)
