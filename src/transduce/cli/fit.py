@@ -150,12 +150,13 @@ class _Job:
         from transduce.train.progress import reporter
 
         options, page = self.run_options, self.page
-        corpus = self.data.load()
+        corpus = self.data.load(quiet=not self.world.main)
         seed = self.train.get("seed", 0)
         prepared, system = assemble(
             page, corpus, replaced(page.config_type(), self.model), vocabulary=self.data.vocabulary, seed=seed
         )
         config = replaced(dataclasses.replace(system.train, max_time=self._time_left()), self.train)
+        config.suit(prepared.kind)
         if not options.resume and self.world.main:  # behind everything that can be refused: --force deletes the old run here
             prepare_out(options.out, force=options.force)
         system.model.to(self.device)

@@ -88,6 +88,13 @@ class TrainConfig:
         if self.ema is not None and not 0.0 < self.ema < 1.0:
             raise UserError(f"ema must lie between 0 and 1, or be left out, got {self.ema}.")
 
+    def suit(self, kind: str) -> None:
+        """Raise :class:`UserError` for settings that data of this kind ("pairs", "text") cannot have."""
+        if self.pack and kind != "text":
+            raise UserError(
+                "Only texts can be packed, a row of several pairs would mix up their sources: leave pack out."
+            )
+
     def to_json(self) -> dict[str, Any]:
         """A dictionary that JSON can hold."""
         return {**dataclasses.asdict(self), "betas": list(self.betas)}
