@@ -100,6 +100,7 @@ def fit(
     corpus = data if isinstance(data, Corpus) else load_corpus(os.fspath(data))
     prepared, built = assemble(page, corpus, config, seed=train.seed if train is not None else 0)
     settings = train or built.train or TrainConfig()
+    settings.suit(prepared.kind)
     if not resume:
         prepare_out(Path(out), force=force)
     built.model.to(device)

@@ -154,12 +154,13 @@ class _Job:
         from transduce.train.progress import reporter
 
         options, page = self.run_options, self.page
-        corpus = self.data.load()
+        corpus = self.data.load(quiet=not self.world.main)
         seed = self.train.get("seed", 0)
         prepared, system = assemble(
             page, corpus, replaced(page.config_type(), self.model), vocabulary=self.data.vocabulary, seed=seed
         )
         config = replaced(dataclasses.replace(system.train, max_time=self._time_left()), self.train)
+        config.suit(prepared.kind)
         if options.dry_run:
             from transduce.train.forecast import forecast
 

@@ -98,6 +98,13 @@ class TrainConfig:
         """How large a batch may be, as the loader takes it."""
         return {"batch_symbols": self.batch_symbols, "batch_cells": self.batch_cells}
 
+    def suit(self, kind: str) -> None:
+        """Raise :class:`UserError` for settings that data of this kind ("pairs", "text") cannot have."""
+        if self.pack and kind != "text":
+            raise UserError(
+                "Only texts can be packed, a row of several pairs would mix up their sources: leave pack out."
+            )
+
     def to_json(self) -> dict[str, Any]:
         """A dictionary that JSON can hold."""
         return {**dataclasses.asdict(self), "betas": list(self.betas)}
