@@ -203,7 +203,7 @@ def test_directions_are_cut_between_known_languages(text, sources, target):
     [
         ("en-xx", 'no language "xx"'),
         ("en-pt-xx", 'no language "pt-xx"'),
-        ("deu-en", 'no language "deu"; it has ca, cs'),
+        ("deu-en", 'no language "deu"; choose among ca, cs'),
         ("de", "is no direction"),
         ("", "is no direction"),
         ("de+de-en", "twice"),

@@ -50,7 +50,7 @@ def direction(corpus: str, text: str, languages: Collection[str]) -> Direction:
     if unknown is None:
         raise DataError(f'"{corpus}:{text}" is no direction: write for example {corpus}:en-fr or de+fr-en.')
     raise DataError(
-        f'{corpus} has no language "{unknown}"; it has {", ".join(sorted(languages))}, as in {corpus}:en-fr.'
+        f'{corpus} has no language "{unknown}"; choose among {", ".join(sorted(languages))}.'
     )
 
 
