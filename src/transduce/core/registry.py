@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 import typing
 from dataclasses import dataclass, is_dataclass
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
-from .protocols import System
+if TYPE_CHECKING:  # names of systems are listed without torch
+    from .protocols import System
 
 
 @dataclass(frozen=True)

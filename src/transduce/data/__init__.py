@@ -4,7 +4,7 @@ from .batching import Batch, Corpus, Encoded, Example, Loader, Prepared, batches
 from .fields import DataSpec, TextField, learn_field
 from .metrics import ErrorRates, bootstrap, edit_distance, error_rates
 from .points import PointField, PositionField
-from .sources import load_corpus
+from .sources import anywhere, load_corpus
 
 __all__ = [
     "Batch",
@@ -18,6 +18,7 @@ __all__ = [
     "PositionField",
     "Prepared",
     "TextField",
+    "anywhere",
     "batches",
     "bootstrap",
     "edit_distance",

@@ -18,7 +18,7 @@ UNITS = ("chars", "words", "bytes", "bpe")
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 SEPARATOR = "\N{SYMBOL FOR UNIT SEPARATOR}"
 """Stands between the parts of a source that is made of several (sentences of a story, versions of a text): one
-symbol for characters, and for words where white space surrounds it."""
+symbol for characters and BPE, and for words where white space surrounds it."""
 BYTES = (*SPECIAL, *(f"<{b:02x}>" for b in range(256)))
 _SURROGATE = re.compile("[\ud800-\udfff]")
 assert (PAD, BOS, EOS, UNK) == (0, 1, 2, 3)
@@ -237,12 +237,22 @@ def _learn_bpe(texts: Iterable[str], size: int) -> TextField:
     model = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=None))
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = tokenizers.decoders.ByteLevel()
+    separated = False
+
+    def written() -> Iterable[str]:
+        nonlocal separated
+        for text in texts:
+            separated = separated or SEPARATOR in text
+            yield _normal(text).replace(SEPARATOR, " ")
+
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=max(size, 260),
         special_tokens=list(SPECIAL),
         initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    model.train_from_iterator((_normal(t) for t in texts), trainer)
+    model.train_from_iterator(written(), trainer)
+    if separated:  # one symbol of its own, whatever stands beside it, so that a model can cut at its id
+        model.add_tokens([tokenizers.AddedToken(SEPARATOR, normalized=False, special=False)])
     symbols = sorted(model.get_vocab().items(), key=lambda item: item[1])
     return TextField("bpe", tuple(s for s, _ in symbols), model.to_str())

@@ -16,7 +16,7 @@ KINDS = {"pairs": "pairs of source and target", "text": "plain text"}
 
 
 def assemble(
-    page: Page, corpus: Corpus, config: Any = None, *, vocabulary: int = 8000, seed: int = 0
+    page: Page, corpus: Corpus, config: Any = None, *, vocabulary: int | None = None, seed: int = 0
 ) -> tuple[Prepared, System]:
     """The data as ids and the page's system built for them, its weights drawn from ``seed``.
 

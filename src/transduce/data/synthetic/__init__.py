@@ -2,7 +2,9 @@
 
 ``synthetic-reverse``, ``synthetic-copy``, ``synthetic-sort`` and ``synthetic-cipher`` are letter strings,
 ``synthetic-hull``, ``synthetic-delaunay`` and ``synthetic-tour`` sets of points (:mod:`.geometry`), ``synthetic-where``
-stories with a question (:mod:`.stories`); :func:`make` takes other sizes.
+stories with a question (:mod:`.stories`); :func:`make` takes other sizes. ``synthetic-pointers`` asks questions about
+a permutation, ``synthetic-interleave`` joins two sources, ``synthetic-readings`` has targets three times as long as
+their sources.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from transduce.core.errors import DataError, nearest
 from ..batching import Corpus, Example
 from ..split import bucket
 from . import geometry, stories
+from .parts import interleave, readings
+from .pointers import pointers
 
 LETTERS = "abcdefghijklmnopqrstuvwxy"  # 25 letters and four special ids: a vocabulary of 29
 
@@ -82,8 +86,21 @@ _KINDS: dict[str, _Kind] = {
 }
 
 
+_OTHERS: dict[str, Callable[[], Corpus]] = {
+    "synthetic-interleave": interleave,
+    "synthetic-pointers": pointers,
+    "synthetic-readings": readings,
+}
+"""Corpora of another shape, each with sizes of its own."""
+
+
 def names() -> list[str]:
-    return [f"synthetic-{kind}" for kind in _KINDS]
+    return [*(f"synthetic-{kind}" for kind in _KINDS), *_OTHERS]
+
+
+def built_in(name: str) -> Corpus:
+    """A generated corpus in its usual size."""
+    return _OTHERS[name]() if name in _OTHERS else make(name)
 
 
 def make(
