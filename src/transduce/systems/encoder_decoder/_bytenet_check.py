@@ -23,7 +23,7 @@ from transduce.train.plots import curves
 
 from ._dictionary import fit, gru_rival, measure_words, parameters, smoothed, words
 
-WIDTH, PASSES, RATE, SYMBOLS, SETS = 128, 5, 2e-3, 2048, 6
+WIDTH, PASSES, RATE, SYMBOLS, SETS = 128, 3, 2e-3, 2048, 6
 
 
 def check(report: Check) -> None:

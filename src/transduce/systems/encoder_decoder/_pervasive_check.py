@@ -16,7 +16,7 @@ from transduce.train.plots import attention_map, curves
 
 from ._dictionary import fit, gru_rival, measure_words, parameters, smoothed, words
 
-PASSES, SYMBOLS, RATE, RIVAL_RATE = 10, 768, 3e-3, 3e-3
+PASSES, SYMBOLS, RATE, RIVAL_RATE = 7, 768, 3e-3, 3e-3
 
 
 # ---------------------------------------------------------------- exact, in float64
