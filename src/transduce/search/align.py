@@ -18,7 +18,8 @@ def score(model: Model, batch: Batch) -> Tensor:
     """log p(y | x) = sum_u log p(y_u | y_<u, x) of each row's whole target, EOS included, in nats: (B,)"""
     if batch.target is None:
         raise UserError("Scoring needs a batch with targets.")
-    dist, _ = model(batch.previous, model.start(batch, continues=False), mask=batch.target.mask)
+    start = model.start(batch, continues=False)
+    dist, _ = model(batch.previous, start, mask=batch.target.mask, **batch.marks)
     log_p = dist.log_prob(batch.target.data)
     return torch.where(batch.target.valid(), log_p, torch.zeros_like(log_p)).sum(1)
 
