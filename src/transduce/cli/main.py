@@ -11,12 +11,15 @@ from typing import Sequence
 
 from transduce.core.errors import UserError, nearest
 
+from . import launch
+
 COMMANDS = {
     "systems": ("transduce.cli.info", "systems_command", "list the systems"),
     "show": ("transduce.cli.info", "show_command", "describe one system and its settings"),
     "fit": ("transduce.cli.fit", "fit_command", "train a system on a built-in corpus or your own file"),
     "eval": ("transduce.cli.use", "eval_command", "measure a trained model"),
     "predict": ("transduce.cli.use", "predict_command", "ask a trained model"),
+    "data": ("transduce.cli.check_data", "data_command", "check your own data before you train on them"),
     "reproduce": (
         "transduce.cli.info",
         "reproduce_command",
@@ -76,9 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _run(arguments)
         sys.stdout.flush()  # here, so that a reader who has gone is noticed here
-        return code
+        return launch.ending(code)
     except UserError as problem:
-        return _fail(str(problem))
+        return launch.ending(_fail(str(problem)))
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
@@ -96,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # torch reports a lack of memory as a RuntimeError; its class for that is not imported here.
         if any(words in str(problem) for words in ("can't allocate memory", "out of memory")):
             return _fail(NO_MEMORY)
+        if launch.others_ended():
+            return 0
         return _bug()
 
 
@@ -130,7 +135,8 @@ def _dispatch(name: str, arguments: list[str]) -> int:
 
 
 def _fail(sentence: str) -> int:
-    print(f"transduce: {sentence}", file=sys.stderr)
+    if launch.is_first():
+        print(f"transduce: {sentence}", file=sys.stderr)
     return 2
 
 
