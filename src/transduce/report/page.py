@@ -26,7 +26,8 @@ th, td { padding: .42rem .8rem; text-align: right; border-bottom: 1px solid var(
 th:first-child, td:first-child { text-align: left; } th { color: var(--quiet); font-weight: 600; }
 tbody tr:first-child td { background: var(--band); font-weight: 600; }
 .plain tbody tr:first-child td { background: none; font-weight: 400; }
-.examples td, .examples th { text-align: left; white-space: normal; vertical-align: top; } .right { color: var(--good); } .wrong { color: var(--bad); }
+.examples td, .examples th { text-align: left; white-space: normal; vertical-align: top; }
+.right { color: var(--good); } .wrong { color: var(--bad); }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); gap: 1rem; }
 .maps { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; } .maps img { max-height: 34rem; }
 img { max-width: 100%; height: auto; border-radius: 6px; } figure { margin: 0; }
