@@ -18,6 +18,7 @@ LAYERS = {
     "search": 3,
     "train": 4,
     "testing": 4,
+    "analysis": 4,
     "systems": 5,
     "cli": 6,
     "api": 6,

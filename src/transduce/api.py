@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Mapping, Sequence
@@ -22,6 +23,7 @@ from transduce.data import (
     Encoded,
     Example,
     TextField,
+    anywhere,
     batches,
     encode,
     load_corpus,
@@ -101,7 +103,9 @@ def fit(
     if not resume:
         prepare_out(Path(out), force=force)
     built.model.to(device)
-    request = {} if isinstance(data, Corpus) else {"data": _anywhere(os.fspath(data))}
+    request = {} if isinstance(data, Corpus) else {"data": anywhere(os.fspath(data))}
+    for note in corpus.notes:
+        warnings.warn(note, stacklevel=2)
     result = Trainer(
         built, prepared, settings, out, device=device, reporter=reporter(), resume=resume, request=request
     ).run()
@@ -112,7 +116,7 @@ def fit(
 
 def corpus_of(request: Mapping[str, Any]) -> Corpus:
     """The corpus that a run was asked to train on: ``data`` and, where given, ``data_dir``,
-    ``source_column``, ``target_column``, ``source_units`` and ``target_units``."""
+    ``source_column``, ``target_column``, ``source_units``, ``target_units``, ``max_bad`` and ``max_rows``."""
     if not request.get("data"):
         raise DataError("The model does not say which data it was trained on; name them.")
     columns = request.get("source_column"), request.get("target_column")
@@ -122,12 +126,9 @@ def corpus_of(request: Mapping[str, Any]) -> Corpus:
         columns=(columns[0] or "source", columns[1] or "target") if any(columns) else None,
         source_units=request.get("source_units"),
         target_units=request.get("target_units"),
+        max_rows=request.get("max_rows"),
+        **({} if request.get("max_bad") is None else {"max_bad": request["max_bad"]}),
     )
-
-
-def _anywhere(data: str) -> str:
-    """A name as it is, a path so that it can be found from any folder."""
-    return str(Path(data).resolve()) if Path(data).exists() else data
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,9 @@ class Transducer:
         if beam is None and num_best == 1:
             return self.system.search
         width = max(beam or 5, num_best)
-        return Beam(width, num_best=num_best, max_length=LENGTH, length=LengthPenalty(1.0))
+        own = self.system.search_wide  # how long answers may be and what they must obey is the system's to say
+        limit, scorers = (own.max_length, own.scorers) if isinstance(own, Beam) else (LENGTH, ())
+        return Beam(width, num_best=num_best, max_length=limit, length=LengthPenalty(1.0), scorers=scorers)
 
     def predict(
         self,
@@ -240,12 +243,17 @@ class Transducer:
         return found[0] if found else None
 
     def evaluate(
-        self, data: str | Encoded | Sequence[tuple[str, str]], *, beam: int | None = None
+        self,
+        data: str | Encoded | Sequence[tuple[str, str]],
+        *,
+        beam: int | None = None,
+        metrics: Sequence[str] | None = None,
     ) -> Evaluation:
-        """Error rates (or bits per character).
+        """Error rates (or bits per character), and what else the data are judged by.
 
         ``data``: "test", "valid" or "train", a part of the data that the model was trained on; encoded data; or
-        (source, target) pairs.
+        (source, target) pairs. ``metrics``: say ``("bleu", "chrf")``; those of the data that the model was trained
+        on where it is None.
         """
         if isinstance(data, str):
             encoded = self.part(data)
@@ -264,6 +272,7 @@ class Transducer:
             self.spec,
             batch_symbols=BATCH_SYMBOLS // (beam or 1),
             device=self.device,
+            metrics=self.corpus.get("metrics", ()) if metrics is None else metrics,
         )
 
     def part(self, name: str, corpus: Corpus | None = None) -> Encoded:
@@ -330,7 +339,7 @@ class Session:
 
     def step(self, symbol: str) -> dict[str, float]:
         """Write one symbol; returns log-probabilities by symbol, ``<eos>`` for the end."""
-        if symbol not in self.target.symbols:
+        if symbol not in self.target.symbols[: len(self.scores)]:
             raise DataError(f'The target has no symbol "{symbol}".')
         self.write([self.target.symbols.index(symbol)])
         return self.next()

@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Sequence
+from typing import TYPE_CHECKING, Any, Sequence
 
 import tyro
 
@@ -19,6 +19,11 @@ from transduce.core.registry import Page
 from .data import DataOptions
 from .machine import set_up
 from .options import given, parse, replaced, seconds, settings_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from transduce.train.distributed import World
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,11 @@ class RunOptions:
     """Go on with the run in --out, under its own settings and data."""
     force: bool = False
     """Replace the run in --out."""
+    devices: int = 1
+    """Processes to train in on this machine (a GPU each with --device cuda). For several machines start
+    `torchrun ... -m transduce.cli.main fit ...` on each, without this flag."""
+    shard: bool = False
+    """Spread weights, gradients and optimiser state over the processes (fully_shard)."""
 
 
 def fit_command(arguments: Sequence[str]) -> int:
@@ -51,7 +61,17 @@ def fit_command(arguments: Sequence[str]) -> int:
     page = systems.find(name)
     asked_for_help = not {"-h", "--help"}.isdisjoint(rest)
     options = parse(_options(page, asked_for_help), rest, f"fit {name}", page.title)
-    return _Job(page, options, rest).run()
+    if options.run.devices < 1:
+        raise UserError(f"--devices must be at least 1, got {options.run.devices}.")
+    from transduce.train.distributed import joined, launched
+
+    device = set_up(options.run.device, options.run.devices)
+    if options.run.devices > 1 and not launched():
+        from .launch import launch
+
+        return launch(["fit", *arguments], options.run.devices)
+    with joined(device, shard=options.run.shard) as world:
+        return _Job(page, options, rest, device, world).run()
 
 
 def _options(page: Page, exact: bool) -> type:
@@ -70,21 +90,35 @@ def _options(page: Page, exact: bool) -> type:
     return dataclasses.make_dataclass("Fit", parts, frozen=True)
 
 
+def _going_on(options: RunOptions) -> RunOptions:
+    """The options of processes that were started again after one had died: go on from the checkpoint if there
+    is one."""
+    from transduce.train import checkpoint
+    from transduce.train.distributed import restarted
+
+    if not restarted():
+        return options
+    stored = bool(checkpoint.stored(options.out / "checkpoint"))
+    return dataclasses.replace(options, resume=stored, force=not stored)
+
+
 class _Job:
     """One run of the command: settings from the flags, and from the stored run where it is resumed."""
 
-    def __init__(self, page: Page, options: Any, arguments: Sequence[str]) -> None:
+    def __init__(
+        self, page: Page, options: Any, arguments: Sequence[str], device: torch.device, world: World
+    ) -> None:
         self.started = time.perf_counter()
-        self.page, self.run_options = page, options.run
+        self.page, self.device, self.world = page, device, world
+        self.run_options = _going_on(options.run)
         self.budget = seconds(options.run.max_time)
-        self.device = set_up(options.run.device)
         self.data = DataOptions(**dataclasses.asdict(options.data))
         self.model, self.train = given(options.model, arguments), given(options.training, arguments)
-        if options.run.resume:
+        if self.run_options.resume:
             self._take_over(given(options.data, arguments), "max_time" in given(options.run, arguments))
         if self.data.data is None:
             raise UserError("Say what to train on: --data with the name of a corpus or the path of a file.")
-        if self.data.vocabulary < 1:
+        if self.data.vocabulary is not None and self.data.vocabulary < 1:
             raise UserError(f"--vocabulary must be at least 1, got {self.data.vocabulary}.")
 
     def _take_over(self, data: dict[str, Any], new_budget: bool) -> None:
@@ -93,7 +127,8 @@ class _Job:
         from transduce.train import RunFolder, prepare_out
 
         out = self.run_options.out
-        prepare_out(out, resume=True, force=self.run_options.force)
+        if self.world.main:
+            prepare_out(out, resume=True, force=self.run_options.force)
         stored = RunFolder(out).read_config()
         if stored.get("system") != self.page.name:
             raise UserError(
@@ -121,20 +156,24 @@ class _Job:
             page, corpus, replaced(page.config_type(), self.model), vocabulary=self.data.vocabulary, seed=seed
         )
         config = replaced(dataclasses.replace(system.train, max_time=self._time_left()), self.train)
-        if not options.resume:  # behind everything that can be refused: --force deletes the old run here
+        if not options.resume and self.world.main:  # behind everything that can be refused: --force deletes the old run here
             prepare_out(options.out, force=options.force)
         system.model.to(self.device)
-        print(
-            f"{page.name}: {sum(p.numel() for p in system.model.parameters()):,} parameters on {self.device}, "
-            f"{config.threads or torch.get_num_threads()} threads\n"
-            f"{corpus.name}: {len(prepared.train):,} training rows, {len(prepared.valid):,} valid, "
-            f"{len(prepared.test):,} test",
-            file=sys.stderr,
-        )
+        if self.world.main:
+            several = f"{self.world.size} processes of " if self.world.size > 1 else ""
+            print(
+                f"{page.name}: {sum(p.numel() for p in system.model.parameters()):,} parameters on {self.device}, "
+                f"{several}{config.threads or torch.get_num_threads()} threads\n"
+                f"{corpus.name}: {len(prepared.train):,} training rows, {len(prepared.valid):,} valid, "
+                f"{len(prepared.test):,} test",
+                file=sys.stderr,
+            )
         result = Trainer(
             system, prepared, config, options.out, device=self.device, reporter=reporter(),
-            resume=options.resume, request=self.data.to_json(),
+            resume=options.resume, request=self.data.to_json(), world=self.world,
         ).run()  # fmt: skip
+        if not self.world.main:
+            return result.exit_code
         if result.interrupted:
             again = ["transduce", "fit", page.name, "--out", str(options.out), "--resume"]
             print(f"stopped at step {result.steps:,}; go on with:\n  {shlex.join(again)}")

@@ -64,13 +64,18 @@ def _measured(records: Sequence[dict[str, Any]]) -> list[str]:
     """A line a record: claims that hold, or the figure on the test part."""
     lines: list[str] = []
     for record in records:
+        from transduce.data.metrics import METRICS, described
+
         measured, corpus = record["measured"], record.get("corpus") or {}
         if isinstance(measured, list):
             judged = [m.get("holds") for m in measured if m.get("holds") is not None]
             lines.append(f"{sum(judged)} of {len(judged)} claims hold")
             continue
         test = measured.get("test", {})
-        if "sequence_error" in test:
+        scores = {key: test[key] for key in METRICS if key in test}
+        if scores:  # hardly a translation equals its reference, so the share that do says little
+            lines.append(f"{corpus.get('name', 'data')}: {described(scores)}")
+        elif "sequence_error" in test:
             error = f"{corpus.get('sequence_name', 'sequence error')} {100 * test['sequence_error']:.1f} %"
             lines.append(f"{corpus.get('name', 'data')}: {error}")
         elif "bits_per_character" in test:
@@ -97,6 +102,11 @@ def show_command(arguments: Sequence[str]) -> int:
     print(f"\ntraining (`transduce fit {page.name} --help` lists the rest):")
     _print_settings(own, changed)
     corpus = "cmudict" if page.kind == "pairs" else "shakespeare"
+    if page.sample is not None:
+        source, target = page.sample.units
+        print(f"\ndata: pairs such as\n  {page.sample.rows[0][0]}  ->  {page.sample.rows[0][1]}")
+        print(f"  (your own file: --source-units {source} --target-units {target})")
+        corpus = page.sample.corpus
     print(f"\ntry:\n  transduce fit {page.name} --data {corpus} --out runs/{page.name}")
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,8 +30,9 @@ def cpu_quota(root: Path = CGROUP) -> int | None:
     return math.ceil(share) if share > 0 else None
 
 
-def set_up(device: str = "cpu") -> torch.device:
-    """Keep large blocks in the process, use no more threads than cores are granted, and find the device."""
+def set_up(device: str = "cpu", processes: int = 1) -> torch.device:
+    """Keep large blocks in the process, use no more threads than cores are granted, and find the device: with
+    "cuda" each of several ``processes`` gets one of its own."""
     import torch
 
     from transduce.core.heap import keep_large_blocks
@@ -39,7 +41,17 @@ def set_up(device: str = "cpu") -> torch.device:
     quota = cpu_quota()
     if quota is not None and quota < torch.get_num_threads():
         torch.set_num_threads(quota)
-    return device_named(device)
+    found = device_named(device)
+    if found.type != "cuda" or found.index is not None:
+        return found
+    if processes > torch.cuda.device_count():
+        raise UserError(
+            f"torch sees {torch.cuda.device_count()} CUDA devices here; --devices {processes} needs as many."
+        )
+    if "LOCAL_RANK" in os.environ:
+        found = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(found)
+    return found
 
 
 def device_named(name: str) -> torch.device:

@@ -11,17 +11,23 @@ from typing import Sequence
 
 from transduce.core.errors import UserError, nearest
 
+from . import launch
+
 COMMANDS = {
     "systems": ("transduce.cli.info", "systems_command", "list the systems"),
     "show": ("transduce.cli.info", "show_command", "describe one system and its settings"),
     "fit": ("transduce.cli.fit", "fit_command", "train a system on a built-in corpus or your own file"),
     "eval": ("transduce.cli.use", "eval_command", "measure a trained model"),
     "predict": ("transduce.cli.use", "predict_command", "ask a trained model"),
+    "data": ("transduce.cli.check_data", "data_command", "check your own data before you train on them"),
     "reproduce": (
         "transduce.cli.info",
         "reproduce_command",
         "run a system's full check against its paper's claims",
     ),
+    "compare": ("transduce.cli.compare", "compare_command", "compare systems under one budget"),
+    "sweep": ("transduce.cli.sweep", "sweep_command", "search for good settings of a system"),
+    "doctor": ("transduce.cli.doctor", "doctor_command", "say what works on this machine and what does not"),
     "laws": ("transduce.cli.info", "laws_command", "tell which law of the state protocol a layer breaks"),
 }
 
@@ -60,7 +66,8 @@ def help_text() -> str:
             "examples:",
             EXAMPLES,
             "",
-            "`transduce COMMAND --help` lists the options of a command.",
+            "`transduce COMMAND --help` lists the options of a command; `transduce --completion SHELL` prints",
+            "a script that completes commands, systems, corpora and runs in bash, zsh or fish.",
         ]
     )
 
@@ -72,9 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _run(arguments)
         sys.stdout.flush()  # here, so that a reader who has gone is noticed here
-        return code
+        return launch.ending(code)
     except UserError as problem:
-        return _fail(str(problem))
+        return launch.ending(_fail(str(problem)))
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
@@ -92,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # torch reports a lack of memory as a RuntimeError; its class for that is not imported here.
         if any(words in str(problem) for words in ("can't allocate memory", "out of memory")):
             return _fail(NO_MEMORY)
+        if launch.others_ended():
+            return 0
         return _bug()
 
 
@@ -106,6 +115,10 @@ def _run(arguments: list[str]) -> int:
 
         print(f"transduce {__version__}")
         return 0
+    if arguments[0] in ("--completion", "--complete"):
+        from .completion import answer
+
+        return answer(arguments)
     return _dispatch(arguments[0], arguments[1:])
 
 
@@ -122,7 +135,8 @@ def _dispatch(name: str, arguments: list[str]) -> int:
 
 
 def _fail(sentence: str) -> int:
-    print(f"transduce: {sentence}", file=sys.stderr)
+    if launch.is_first():
+        print(f"transduce: {sentence}", file=sys.stderr)
     return 2
 
 

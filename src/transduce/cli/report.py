@@ -10,6 +10,7 @@ from typing import Any
 from transduce.api import Transducer, load
 from transduce.core.errors import UserError
 from transduce.data import Encoded, Prepared, bootstrap
+from transduce.data.metrics import described
 from transduce.train import Evaluation, RunFolder, TrainResult, bundle
 from transduce.train.check import machine
 from transduce.train.plots import attention_map
@@ -63,7 +64,7 @@ def _measure_test(model: Transducer, prepared: Prepared, folder: RunFolder) -> N
     figures: dict[str, Any] = {}
     searches = (("", None), ("beam 5", 5)) if prepared.kind == "pairs" else (("", None),)
     for name, beam in searches:
-        found = model.evaluate(prepared.test, beam=beam)
+        found = model.evaluate(prepared.test, beam=beam, metrics=prepared.metrics)
         figures[label("test", beam)] = found.numbers()
         shown = name or ("greedy" if prepared.kind == "pairs" else "")
         where = f"test {shown}".strip()
@@ -81,10 +82,11 @@ def describe(found: Evaluation, sequence_name: str, symbol_name: str) -> str:
     if found.rates is None:
         return f"{found.bits_per_character:.3f} bits per character ({found.rows:,} rows)"
     rates, between = found.rates, intervals(found)
+    scores = f", {described(found.scores)}" if found.scores else ""
     return (
         f"{sequence_name} {percent(rates.sequence)} [{' to '.join(map(percent, between['sequence_error_95']))}], "
         f"{symbol_name} {percent(rates.symbol)} [{' to '.join(map(percent, between['symbol_error_95']))}] "
-        f"({found.rows:,} rows)"
+        f"({found.rows:,} rows){scores}{f'; {found.note}' if found.note else ''}"
     )
 
 

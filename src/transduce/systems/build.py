@@ -9,14 +9,14 @@ import torch
 from transduce.core.errors import UserError
 from transduce.core.protocols import System
 from transduce.core.registry import Page
-from transduce.data import Corpus, DataSpec, Prepared, TextField, prepare
+from transduce.data import Corpus, DataSpec, Example, Prepared, TextField, prepare
 from transduce.train import TrainConfig
 
 KINDS = {"pairs": "pairs of source and target", "text": "plain text"}
 
 
 def assemble(
-    page: Page, corpus: Corpus, config: Any = None, *, vocabulary: int = 8000, seed: int = 0
+    page: Page, corpus: Corpus, config: Any = None, *, vocabulary: int | None = None, seed: int = 0
 ) -> tuple[Prepared, System]:
     """The data as ids and the page's system built for them, its weights drawn from ``seed``.
 
@@ -32,8 +32,13 @@ def assemble(
 
 
 def train_defaults(page: Page) -> TrainConfig:
-    """The training settings that a page starts from. It is built for a one-letter alphabet, on no memory."""
-    letters = TextField.learn(["a"], "chars")
-    spec = DataSpec(letters if page.kind == "pairs" else None, letters, 8, 8)
+    """The training settings that a page starts from. It is built for its sample or a one-letter alphabet, on no
+    memory."""
+    if page.sample is not None:
+        rows = [Example(source, target, (target,)) for source, target in page.sample.rows]
+        spec = prepare(Corpus("sample", page.kind, rows, rows, rows, *page.sample.units)).spec
+    else:
+        letters = TextField.learn(["a"], "chars")
+        spec = DataSpec(letters if page.kind == "pairs" else None, letters, 8, 8)
     with torch.device("meta"):
         return page.build(spec, page.config_type()).train or TrainConfig()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Mapping
 
+from transduce.data.metrics import METRICS
+
 _UNITS = {
     "loss": ("loss, nats per target symbol", lambda v: f"{v:.4f}"),
     "bits_per_character": ("bits per character", lambda v: f"{v:.4f}"),
@@ -69,6 +71,8 @@ def _measured(metrics: Mapping[str, Any], corpus: Mapping[str, Any]) -> list[str
 def _label(key: str, corpus: Mapping[str, Any]) -> str:
     if key in ("sequence_error", "symbol_error"):
         return str(corpus.get(key.replace("_error", "_name")) or key.replace("_", " "))
+    if key in METRICS:
+        return METRICS[key][0]
     return _UNITS[key][0] if key in _UNITS else key.replace("_", " ")
 
 
@@ -77,6 +81,8 @@ def _number(key: str, value: float) -> str:
         return _UNITS[key][1](value)
     if key.endswith("_error"):
         return f"{100 * value:.2f} %"
+    if key in METRICS:
+        return f"{value:.2f}"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 

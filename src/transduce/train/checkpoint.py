@@ -23,9 +23,11 @@ from torch import Tensor
 
 from transduce.core.errors import UserError
 
+from .distributed import World, is_spread
 from .storage import TEMPORARY, digest, new_folder, strict_json, sweep, to_json, write_new, writing
 
 FORMAT = 1
+_SHARD = "shard-"  # so torch.distributed.checkpoint names each process's file
 _NAME = re.compile(r"save-(\d{6,})")
 
 
@@ -56,12 +58,24 @@ def stored(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def save(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
-    """Store a checkpoint in ``folder`` and delete the older ones. Returns its path.
+def save(
+    folder: Path,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    world: World = World(),
+) -> Path | None:
+    """Store a checkpoint in ``folder`` and delete the older ones. Returns its path (in the first process).
 
-    Raises :class:`UserError` when the disk refuses; the last good checkpoint is intact then and no part is
-    left.
+    Tensors that are spread over the processes of ``world`` are written by all of them, each its part, through
+    torch.distributed.checkpoint into safetensors files; then every process must call this. Everything else is
+    written by the first process. Raises :class:`UserError` when the disk refuses; the last good checkpoint is
+    intact then and no part is left.
     """
+    tensors, spread = split_spread(tensors)
+    if not world.main:
+        if spread:
+            _write_spread(Path(world.agree("")), spread)
+        return None
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)
@@ -70,6 +84,11 @@ def save(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mappi
         path = folder / f"save-{number:06d}"
         with new_folder(path) as temporary:
             listed = {}
+            if spread:
+                _write_spread(Path(world.agree(str(temporary))), spread)
+                for part in sorted(temporary.iterdir()):
+                    content = part.read_bytes()
+                    listed[part.name] = {"bytes": len(content), "sha256": digest(content)}
             for name, content in _contents(tensors, state):
                 write_new(temporary / name, content)
                 listed[name] = {"bytes": len(content), "sha256": digest(content)}
@@ -82,6 +101,28 @@ def save(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mappi
             os.rename(old, doomed)
             shutil.rmtree(doomed)
     return path
+
+
+def split_spread(
+    tensors: Mapping[str, Mapping[str, Tensor]],
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """Groups of whole tensors, and the tensors spread over processes as ``group/name``."""
+    plain = {g: {n: t for n, t in named.items() if not is_spread(t)} for g, named in tensors.items()}
+    spread = {f"{g}/{n}": t for g, named in tensors.items() for n, t in named.items() if is_spread(t)}
+    return plain, spread
+
+
+def _write_spread(folder: Path, tensors: dict[str, Tensor]) -> None:
+    import torch.distributed.checkpoint as dcp
+
+    dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True))
+
+
+def read_spread(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Fill ``tensors`` (``group/name``) of this process from a checkpoint that any number of processes wrote."""
+    import torch.distributed.checkpoint as dcp
+
+    dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(path)))
 
 
 def _contents(tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]):
@@ -143,7 +184,7 @@ def load(folder: Path) -> Checkpoint:
             # cloned: torch's allocator aligns memory, a view into the file's bytes need not be
             name.removesuffix(".safetensors"): {k: t.clone() for k, t in parse_tensors(content).items()}
             for name, content in contents.items()
-            if name.endswith(".safetensors")
+            if name.endswith(".safetensors") and not name.startswith(_SHARD)
         }
         state = strict_json(contents["state.json"])
         return Checkpoint(tensors, state, path, tuple(str(p) for p in problems))
@@ -157,6 +198,11 @@ def _json(path: Path) -> Any:
         return strict_json(path.read_bytes())
     except (OSError, ValueError):
         raise CheckpointError(f"The checkpoint file {path} is damaged.") from None
+
+
+def random_group(rank: int) -> str:
+    """The name under which a process's generators are stored."""
+    return "random" if rank == 0 else f"random-{rank}"
 
 
 def random_state(generator: torch.Generator) -> dict[str, Tensor]:

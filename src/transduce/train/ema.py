@@ -8,6 +8,8 @@ from typing import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from .distributed import is_spread
+
 
 class Ema:
     """a <- d a + (1 - d) w after every step, with d = min(decay, (1 + t) / (10 + t)) so that it forgets the
@@ -28,7 +30,11 @@ class Ema:
     def update(self) -> None:
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         present = [w.detach().float() for w in self._weights]
-        torch._foreach_lerp_(self._average, present, 1.0 - decay)
+        if any(map(is_spread, present)):
+            for average, now in zip(self._average, present):
+                average.lerp_(now, 1.0 - decay)
+        else:
+            torch._foreach_lerp_(self._average, present, 1.0 - decay)
         self.steps += 1
 
     @contextmanager

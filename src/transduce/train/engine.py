@@ -8,7 +8,7 @@ import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ContextManager, Iterator, Mapping, Sequence
+from typing import Callable, ContextManager, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,8 +18,9 @@ from transduce.core.protocols import Model, Objective
 from transduce.core.seq import Batch
 
 from . import weights
-from .checkpoint import random_state, restore_random
+from .checkpoint import random_group, random_state, restore_random, split_spread
 from .config import TrainConfig
+from .distributed import Replicas, World, gathered
 from .ema import Ema
 from .optim import adamw, restore_state, set_rate, state_tensors
 
@@ -64,14 +65,23 @@ def autocast(device: torch.device, precision: str) -> ContextManager[object]:
 class Engine:
     """A model on its device with optimiser, average and generators."""
 
-    def __init__(self, model: Model, objective: Objective, config: TrainConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: Model,
+        objective: Objective,
+        config: TrainConfig,
+        device: torch.device,
+        world: World = World(),
+    ) -> None:
         self.model = model.to(device)
-        self.objective = objective
+        self.world = world
+        self.replicas = Replicas(self.model, objective, device, world)
         self.config = config
         self.device = device
         self.precision = "float32"
-        self.generator = torch.Generator(device).manual_seed(config.seed)
-        torch.manual_seed(config.seed)  # dropout draws from torch's own generator
+        seed = config.seed + 1_000_003 * world.rank  # processes must not repeat each other's dropout
+        self.generator = torch.Generator(device).manual_seed(seed)
+        torch.manual_seed(seed)  # dropout draws from torch's own generator
         self.optimiser = adamw(self.model, config)
         self.ema = None if config.ema is None else Ema(self.model, config.ema)
         self._trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -81,15 +91,23 @@ class Engine:
         finite."""
         self.model.train()
         self.optimiser.zero_grad(set_to_none=True)
+        alone = len(batches) == 1 and self.world.size == 1
         weighted, symbols, rows = 0.0, 0, 0
-        for batch in batches:
-            loss, weight = self._backward(batch.to(self.device), step, alone=len(batches) == 1)
-            if not math.isfinite(loss):
+        for number, batch in enumerate(batches):
+            own, counts = self.world.share(batch.to(self.device))
+            with self.replicas.meeting(last=number == len(batches) - 1):
+                loss, weight = self._backward(own, step, alone, counts)
+            if not math.isfinite(loss) and self.world.size == 1:
                 raise _not_finite("loss", loss, step, batch)
-            weighted, symbols, rows = weighted + loss * weight, symbols + weight, rows + batch.size
-        if len(batches) > 1:
-            torch._foreach_mul_([p.grad for p in self._trained if p.grad is not None], 1.0 / max(1, symbols))
-        norm = float(torch.nn.utils.clip_grad_norm_(self._trained, self.config.clip or math.inf))
+            weighted, symbols, rows = weighted + loss * weight, symbols + weight, rows + counts * own.size
+        weighted, symbols, rows = self._everywhere(weighted, symbols, rows)
+        if not math.isfinite(weighted):
+            raise _not_finite("loss", weighted, step, batches[0])
+        if not alone:
+            for p in self._trained:
+                if p.grad is not None:
+                    p.grad.mul_(self.world.size / max(1, symbols))
+        norm = float(gathered(torch.nn.utils.clip_grad_norm_(self._trained, self.config.clip or math.inf)))
         if not math.isfinite(norm):
             raise _not_finite("gradient", norm, step, batches[0])
         set_rate(self.optimiser, rate)
@@ -98,12 +116,16 @@ class Engine:
             self.ema.update()
         return Update(weighted / max(1, symbols), symbols, rows, norm)
 
-    def _backward(self, batch: Batch, step: int, alone: bool) -> tuple[float, int]:
+    def _everywhere(self, weighted: float, symbols: int, rows: int) -> tuple[float, int, int]:
+        weighted, symbols, rows = self.world.total((weighted, symbols, rows))
+        return weighted, int(symbols), int(rows)
+
+    def _backward(self, batch: Batch, step: int, alone: bool, counts: bool = True) -> tuple[float, int]:
         with autocast(self.device, self.precision):
-            loss = self.objective(self.model, batch, step=step, generator=self.generator)
-        # several batches: sum of the symbols' losses, divided once by the number of all symbols
-        (loss.total if alone else loss.total * loss.weight).backward()
-        return float(loss.total.detach()), loss.weight
+            total, weight = self.replicas.loss(batch, step, self.generator)
+        # several batches or processes: sum of the symbols' losses, divided once by the number of all symbols
+        (total if alone else total * (weight * counts)).backward()
+        return float(total.detach()), weight * counts
 
     def choose_precision(self, batch: Batch) -> str | None:
         """Settle ``precision``; "auto" times both on a batch that training does not need. Returns what is
@@ -170,12 +192,36 @@ class Engine:
             groups["ema"] = self.ema.tensors()
         return groups
 
-    def restore(self, groups: Mapping[str, Mapping[str, Tensor]], ema_steps: int) -> None:
+    def restore(
+        self,
+        groups: Mapping[str, Mapping[str, Tensor]],
+        ema_steps: int,
+        read_spread: Callable[[dict[str, Tensor]], None] = lambda tensors: None,
+    ) -> None:
+        """Put back what :meth:`tensors` gave. ``read_spread`` fills tensors that lie spread over processes."""
+        random = groups.get(random_group(self.world.rank))
+        if random is not None:
+            restore_random(random, self.generator)
+        if self.world.shard:
+            self._restore_spread(groups, ema_steps, read_spread)
+            return
         weights.restore(self.model, groups["model"], what="The checkpoint")
         restore_state(self.optimiser, groups["optimiser"])
-        restore_random(groups["random"], self.generator)
         if self.ema is not None:
             self.ema.restore(groups["ema"], ema_steps)
+
+    def _restore_spread(self, groups, ema_steps, read_spread) -> None:  # noqa: ANN001 (as restore)
+        for p in self._trained:  # as AdamW's first step makes them
+            moments = {n: torch.zeros_like(p, memory_format=torch.preserve_format) for n in ("exp_avg", "exp_avg_sq")}
+            self.optimiser.state[p] = {"step": torch.zeros((), dtype=torch.float32, device=self.device), **moments}
+        mine = {group: named for group, named in self.tensors().items() if group != "random"}
+        plain, spread = split_spread(mine)
+        read_spread(spread)
+        for group, named in plain.items():
+            for name, tensor in named.items():
+                tensor.copy_(groups[group][name])
+        if self.ema is not None:
+            self.ema.steps = ema_steps
 
 
 def _not_finite(what: str, value: float, step: int, batch: Batch) -> NotFinite:

@@ -48,6 +48,16 @@ class Plan:
         return dataclasses.asdict(self)
 
 
+@dataclass(frozen=True)
+class Moment:
+    """What is to be done before the next step: settle the plan, shorten it, save, stop."""
+
+    settle: bool = False
+    shorter: Plan | None = None
+    save: bool = False
+    interrupted_by: str | None = None
+
+
 class Pace:
     """Wall-clock seconds a step takes, first steps left out."""
 

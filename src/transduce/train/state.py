@@ -87,6 +87,7 @@ def corpus_record(data: Prepared) -> dict[str, Any]:
         "sequence_name": data.sequence_name,
         "symbol_name": data.symbol_name,
         **({"windowed": True} if data.windowed else {}),
+        **({"metrics": list(data.metrics)} if data.metrics else {}),
         **sizes,
     }
 

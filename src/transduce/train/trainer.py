@@ -14,13 +14,16 @@ from torch import Tensor
 from transduce.core.errors import UserError
 from transduce.core.protocols import System
 from transduce.core.seq import Batch
-from transduce.data.batching import Loader, Prepared, batches
+from transduce.data.batching import Encoded, Loader, Prepared, batches
 
-from . import bundle, checkpoint, plots, weights
+from . import bundle, checkpoint, weights
+from .checkpoint import random_group
 from .config import TrainConfig, resumable, same
+from .distributed import World
+from .ending import finish
 from .engine import Engine, Update
 from .evaluate import Evaluation, Interrupted, evaluate
-from .plan import PROVISIONAL, Pace, Plan, cap, settle, shortened
+from .plan import PROVISIONAL, Moment, Pace, Plan, cap, settle, shortened
 from .progress import About, Meter, Reporter, Silent, clock
 from .run import RunFolder, prepare_out
 from .schedules import factor
@@ -49,6 +52,7 @@ class Trainer:
         reporter: Reporter | None = None,
         resume: bool = False,
         request: Mapping[str, Any] | None = None,
+        world: World = World(),
     ) -> None:
         if len(prepared.train.targets) == 0 or len(prepared.valid.targets) == 0:
             raise UserError(
@@ -59,7 +63,8 @@ class Trainer:
         self.config = config
         self.out = RunFolder(Path(out))
         self.device = torch.device(device)
-        self.reporter: Reporter = reporter or Silent()
+        self.world = world
+        self.reporter: Reporter = (reporter if world.main else None) or Silent()
         self.resume = resume
         self.request = dict(request or {})  # whatever the caller wants to find again in config.json
         self.searcher = system.search if prepared.kind == "pairs" else None
@@ -74,7 +79,8 @@ class Trainer:
         """
         started = time.perf_counter()
         threads = torch.get_num_threads()
-        prepare_out(self.out.path, resume=self.resume)
+        if self.world.main:
+            prepare_out(self.out.path, resume=self.resume)
         about = About(
             self.prepared.sequence_name,
             self.prepared.symbol_name,
@@ -85,10 +91,10 @@ class Trainer:
         try:
             if self.config.threads is not None:
                 torch.set_num_threads(self.config.threads)
-            with Interrupts() as self._interrupts:
+            with Interrupts() as self.interrupts:
                 self._begin(started)
                 reason = self._loop()
-                return self._finish(reason)
+                return finish(self, reason)
         finally:
             self.reporter.stop()
             torch.set_num_threads(threads)
@@ -96,10 +102,9 @@ class Trainer:
     # ------------------------------------------------------------ begin and go on
 
     def _begin(self, started: float) -> None:
-        self.engine = Engine(self.system.model, self.system.objective, self.config, self.device)
-        self.loader = Loader(
-            self.prepared.train, batch_symbols=self.config.batch_symbols, seed=self.config.seed
-        )
+        c = self.config
+        self.engine = Engine(self.system.model, self.system.objective, c, self.device, self.world)
+        self.loader = Loader(self.prepared.train, seed=c.seed, packed=c.pack, **c.batch_limits)
         self._data = data_mark(self.prepared)
         self._pace = Pace()
         self._meter = Meter()
@@ -115,20 +120,23 @@ class Trainer:
         self._batches: Iterator[Batch] = iter(self.loader)
 
     def _start_fresh(self) -> None:
-        self.out.write_config(
-            {
-                "system": self.system.name,
-                "config": dataclasses.asdict(self.system.config),
-                "train": self.config.to_json(),
-                "corpus": corpus_record(self.prepared),
-                "device": str(self.device),
-                "versions": bundle.versions(),
-                "request": self.request,
-            }
-        )
+        if self.world.main:
+            self.out.write_config(
+                {
+                    "system": self.system.name,
+                    "config": dataclasses.asdict(self.system.config),
+                    "train": self.config.to_json(),
+                    "corpus": corpus_record(self.prepared),
+                    "device": str(self.device),
+                    "processes": self.world.size,
+                    "versions": bundle.versions(),
+                    "request": self.request,
+                }
+            )
         note = self.engine.choose_precision(self._probe_batch())
+        self.engine.precision = self.world.agree(self.engine.precision)
         if note:
-            self._note(note)
+            self.note(note)
         steps, reason = self._limit
         if steps is not None:
             rows = min(len(self.prepared.valid.targets), self.config.evaluation_rows)
@@ -138,6 +146,7 @@ class Trainer:
     def _restore(self) -> None:
         found = checkpoint.load(self.out.checkpoint)
         state = found.state
+        self._same_world(state.get("world", {"processes": 1, "shard": False}))
         if state["system"] != self.system.name:
             raise UserError(
                 f"The run at {self.out.path} trains {state['system']}, not {self.system.name}: "
@@ -151,23 +160,38 @@ class Trainer:
                 "give the same data, or start a new run."
             )
         self.progress = RunState.from_json(state["progress"])
-        self.engine.restore(found.tensors, self.progress.ema_steps)
+        self.engine.restore(
+            found.tensors,
+            self.progress.ema_steps,
+            lambda tensors: checkpoint.read_spread(found.path, tensors),
+        )
         self.loader.load_state_dict(state["loader"])
         self.best = found.tensors.get("best")
-        self.out.rewrite_log(self.progress.history)
+        if self.world.main:
+            self.out.rewrite_log(self.progress.history)
         for problem in found.skipped:
-            self._note(f"{problem} An older checkpoint was used.")
+            self.note(f"{problem} An older checkpoint was used.")
         if moved:
             self.progress.plan = self._moved_plan()
             self.progress.stopped_because, self.progress.stale = "", 0
         elif not self.progress.finished:
             self.progress.stopped_because = ""
-        self._note(f"resumed at step {self.progress.step} after {clock(self.progress.seconds)} of training")
+        self.note(f"resumed at step {self.progress.step} after {clock(self.progress.seconds)} of training")
+
+    def _same_world(self, before: dict[str, Any]) -> None:
+        """Another number of processes is fine; sharded weights are stored in another form than whole ones."""
+        if before["shard"] != self.world.shard:
+            how = "with --shard" if before["shard"] else "without --shard"
+            raise UserError(f"The run at {self.out.path} was started {how} and can only go on {how}.")
+        if before["processes"] != self.world.size:
+            self.note(
+                f"{self.world.size} instead of {before['processes']} processes: the same batches, other dropout"
+            )
 
     def _moved_plan(self) -> Plan | None:
         """After a limit was changed by the user: plan anew, at once where steps or epochs alone decide."""
         steps, reason = self._limit
-        self._note("the limits were changed, so the plan is made again")
+        self.note("the limits were changed, so the plan is made again")
         if steps is None:
             return None
         rows = len(self.prepared.valid.targets)
@@ -178,19 +202,24 @@ class Trainer:
     def _loop(self) -> str:
         while not self.progress.stopped_because:
             state = self.progress
-            self._watch_the_clock()
-            if self._interrupts.pending:
-                return f"interrupted by {self._interrupts.pending}"
+            now = self.world.agree(self._look())
+            if now.settle:
+                self._settle()
+            elif now.shorter is not None:
+                self.note(f"slower than planned: {now.shorter.steps:,} steps instead of {state.plan.steps:,}")
+                state.plan = now.shorter
+            if now.interrupted_by:
+                return f"interrupted by {now.interrupted_by}"
             if state.plan is not None and state.evaluated_at != state.step:
                 if state.plan.evaluation_due(state.step, self.config.evaluations) and not self._evaluate():
-                    return f"interrupted by {self._interrupts.pending}"
+                    return f"interrupted by {self.world.agree(self.interrupts.pending)}"
+            if now.save:
+                self.save()
             if state.plan is not None and state.step >= state.plan.steps:
                 return state.plan.limited_by
             if self.config.patience is not None and state.stale >= self.config.patience:
                 return f"no better for {state.stale} evaluations"
             self._step()
-            if time.perf_counter() - self._saved_at > max(self.config.save_every, 20 * self._save_cost):
-                self._save()
         return self.progress.stopped_because
 
     def _step(self) -> None:
@@ -224,20 +253,14 @@ class Trainer:
             )
             state.loss_sum, state.loss_symbols = 0.0, 0
 
-    def _watch_the_clock(self) -> None:
-        """Settle the plan once the speed is known; shorten it when the time would run out."""
-        state, elapsed = self.progress, self._elapsed()
+    def _look(self) -> Moment | None:
+        """What the clock and the signals ask for before the next step; the first process looks for all."""
+        if not self.world.main:
+            return None
+        state, elapsed = self.progress, self.elapsed()
+        settle = shorter = None
         if state.plan is None or not state.plan.settled:
-            if self._pace.known(self.config.max_time, elapsed):
-                cost = self._cost_of_a_row()
-                if cost is None:
-                    return
-                state.seconds_per_row, rows, elapsed = cost, len(self.prepared.valid.targets), self._elapsed()
-                state.plan = settle(self.config, state.step, elapsed, self._pace, cost, rows, self._limit)
-                self._note(
-                    f"plan: {state.plan.steps:,} steps, {1000 * self._pace.per_step:.0f} ms each; "
-                    f"held-out errors on {state.plan.evaluation_rows:,} of {rows:,} examples"
-                )
+            settle = self._pace.known(self.config.max_time, elapsed)
         elif (
             elapsed > 0.3 * self.config.max_time
             and state.step % max(1, state.plan.steps // 20) == 0
@@ -246,26 +269,45 @@ class Trainer:
             shorter = shortened(
                 state.plan, self.config, state.step, elapsed, self._pace, state.seconds_per_row
             )
-            if shorter is not None:
-                self._note(f"slower than planned: {shorter.steps:,} steps instead of {state.plan.steps:,}")
-                state.plan = shorter
+        due = time.perf_counter() - self._saved_at > max(self.config.save_every, 20 * self._save_cost)
+        return Moment(bool(settle), shorter, due and state.step > 0, self.interrupts.pending)
+
+    def _settle(self) -> None:
+        """Turn the time budget into a plan, now that the speed is known."""
+        state, cost = self.progress, self._cost_of_a_row()
+        if cost is None:  # interrupted
+            return
+        state.seconds_per_row, rows = cost, len(self.prepared.valid.targets)
+        plan = settle(self.config, state.step, self.elapsed(), self._pace, cost, rows, self._limit)
+        state.plan = self.world.agree(plan)
+        self.note(
+            f"plan: {state.plan.steps:,} steps, {1000 * self._pace.per_step:.0f} ms each; "
+            f"held-out errors on {state.plan.evaluation_rows:,} of {rows:,} examples"
+        )
 
     def _cost_of_a_row(self) -> float | None:
         """Seconds to evaluate a held-out row, rather too many than too few. None: interrupted."""
-        self._measure(min(8, len(self.prepared.valid.targets)))  # kernels of the decoder are compiled here
-        found = self._measure(min(128, len(self.prepared.valid.targets)))
+        self.measure(min(8, len(self.prepared.valid.targets)))  # kernels of the decoder are compiled here
+        found = self.measure(min(128, len(self.prepared.valid.targets)))
         return None if found is None else found.seconds / found.rows
 
-    def _elapsed(self) -> float:
+    def elapsed(self) -> float:
         return time.perf_counter() - self._started
 
     # ------------------------------------------------------------ evaluation
 
-    def _measure(self, rows: int) -> Evaluation | None:
+    def measure(self, rows: int) -> Evaluation | None:
         """Evaluate the model on ``rows`` held-out examples, always the same ones; None: interrupted."""
         part, total = self.prepared.valid, len(self.prepared.valid.targets)
         if rows < total:
             part = part.select([i * total // rows for i in range(rows)])
+        found = None
+        with self.engine.replicas.whole():
+            if self.world.main:
+                found = self._measured(part)
+            return self.world.agree(found)
+
+    def _measured(self, part: Encoded) -> Evaluation | None:
         try:
             with self.engine.random_kept():
                 return evaluate(
@@ -274,8 +316,9 @@ class Trainer:
                     part,
                     self.prepared.spec,
                     batch_symbols=2 * self.config.batch_symbols,
+                    batch_cells=self.config.batch_cells,
                     device=self.device,
-                    stop=lambda: self._interrupts.pending is not None,
+                    stop=lambda: self.interrupts.pending is not None,
                 )
         except Interrupted:
             return None
@@ -284,7 +327,7 @@ class Trainer:
         """Evaluate, log, and keep the weights if they are the best so far. False: interrupted."""
         state = self.progress
         with self.engine.evaluated_weights():
-            found = self._measure(state.plan.evaluation_rows)
+            found = self.measure(state.plan.evaluation_rows)
             if found is None:
                 return False
             score = found.loss if found.symbol_error is None else found.symbol_error
@@ -307,22 +350,24 @@ class Trainer:
         record = {
             "step": self.progress.step,
             "epoch": round(self.loader.epoch, 4),
-            "seconds": round(self._elapsed(), 3),
+            "seconds": round(self.elapsed(), 3),
             **numbers,
         }
         self.progress.history.append(record)
-        self.out.append_log(record)
+        if self.world.main:
+            self.out.append_log(record)
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
         self.progress.events.append(f"step {self.progress.step}: {text}")
         self.reporter.note(text)
 
-    def _save(self) -> None:
+    def save(self) -> None:
         begun = time.perf_counter()
         state = self.progress
-        state.seconds = self._elapsed()
+        state.seconds = self.elapsed()
         state.ema_steps = self.engine.ema.steps if self.engine.ema else 0
         groups = self.engine.tensors() | ({"best": self.best} if self.best is not None else {})
+        groups |= {random_group(r): states for r, states in enumerate(self.world.gathered(groups["random"]))}
         stored = {
             "system": self.system.name,
             "config": dataclasses.asdict(self.system.config),
@@ -330,71 +375,13 @@ class Trainer:
             "data": self._data,
             "loader": self.loader.state_dict(),
             "progress": state.to_json(),
+            "world": {"processes": self.world.size, "shard": self.world.shard},
         }
-        checkpoint.save(self.out.checkpoint, groups, stored)
+        checkpoint.save(self.out.checkpoint, groups, stored, self.world)
         self._saved_at = time.perf_counter()
         self._save_cost = self._saved_at - begun
 
-    def _finish(self, reason: str) -> TrainResult:
-        state = self.progress
-        state.stopped_because = reason
-        self._save()
-        metrics = {} if self._interrupts.pending else self._final_metrics()
-        if self._interrupts.pending:  # perhaps only during that last measurement, which a resumed run repeats
-            reason = f"interrupted by {self._interrupts.pending}"
-            self._note(f"{reason} at step {state.step}; go on with --resume")
-        plots.learning_curve(
-            state.history,
-            self.out.curve,
-            sequence_name=self.prepared.sequence_name,
-            symbol_name=self.prepared.symbol_name,
-        )
-        written = self._write_bundle(metrics, reason)
-        return TrainResult(metrics, state.history, reason, state.step, self._elapsed(), written)
-
-    def _final_metrics(self) -> dict[str, Any]:
-        """Measure the weights that go into the bundle on all held-out examples that the budget allows."""
-        rows = self.progress.plan.final_rows
-        current = None
-        with self.engine.evaluated_weights():
-            if self.best is not None:
-                current = weights.snapshot(self.system.model)
-                weights.restore(self.system.model, self.best, what="The best weights")
-            else:
-                self.best = weights.snapshot(self.system.model)
-            found = self._measure(rows)
-            if current is not None:
-                weights.restore(self.system.model, current, what="The last weights")
-        return {} if found is None else {"valid": found.numbers()}
-
-    def _write_bundle(self, metrics: dict[str, Any], reason: str) -> Path:
-        """The best weights where they are known, the present ones otherwise; they also stay in the model."""
-        state = self.progress
-        if self.best is None:
-            with self.engine.evaluated_weights():
-                self.best = weights.snapshot(self.system.model)
-        training = {
-            "steps": state.step,
-            "epochs": round(self.loader.epoch, 2),
-            "seconds": round(self._elapsed(), 1),
-            "weights_of_step": (self.config.keep_best and state.best_step) or state.step,
-            "stopped_because": reason,
-            "optimiser": "AdamW",
-            "device": str(self.device),
-            **self.config.to_json(),
-            "precision": state.precision,
-            "threads": torch.get_num_threads(),
-        }
-        about = {"corpus": corpus_record(self.prepared), "training": training}
-        system, spec = self.system, self.prepared.spec
-        written = bundle.write(
-            self.out.bundle, self.best, system.name, system.config, spec, metrics, about, True
-        )
-        weights.restore(self.system.model, self.best, what="The stored weights")
-        self.system.model.eval()
-        return written
-
     def _probe_batch(self) -> Batch:
         """A held-out batch of middling length."""
-        found = batches(self.prepared.valid, self.config.batch_symbols)
+        found = batches(self.prepared.valid, **self.config.batch_limits)
         return found[len(found) // 2]

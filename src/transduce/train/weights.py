@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from transduce.core.errors import UserError
 
+from .distributed import gathered, is_spread, spread_like
+
 
 def collect(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name. A tensor that is shared under several names appears under
@@ -23,9 +25,10 @@ def collect(model: nn.Module) -> dict[str, Tensor]:
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    """:func:`collect`, copied to the CPU, so that later steps do not change it."""
+    """:func:`collect`, whole and copied to the CPU, so that later steps do not change it."""
     return {
-        name: t.cpu().clone() if t.device.type == "cpu" else t.cpu() for name, t in collect(model).items()
+        name: gathered(t).cpu() if is_spread(t) or t.device.type != "cpu" else t.clone()
+        for name, t in collect(model).items()
     }
 
 
@@ -56,7 +59,7 @@ def restore(
         ):
             raise error(f"{what} has the tensor {name} as {given.dtype}, the model needs {tensor.dtype}.")
     for name, tensor in wanted.items():
-        tensor.copy_(tensors[name])
+        tensor.copy_(spread_like(tensors[name], tensor))
 
 
 def _some(names: list[str]) -> str:

@@ -1,0 +1,93 @@
+"""Start a command in several processes of this machine, on torch's own launcher (what ``torchrun`` calls)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Sequence
+
+from transduce.core.errors import UserError
+
+_ENDINGS = "TRANSDUCE_LAUNCH_FOLDER"
+"""Set by :func:`launch` for the processes it starts: where they leave their exit codes. Not for users."""
+
+RESTARTS = 3
+"""How often the processes are started anew after one of them died; they go on from the last checkpoint."""
+
+
+def is_first() -> bool:
+    """This process speaks to the user: it is alone, or the first of those that ``torchrun`` started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def launch(arguments: Sequence[str], processes: int) -> int:
+    """Run ``transduce`` with ``arguments`` in ``processes`` processes and return the command's exit code.
+
+    A process that dies (killed, crashed) takes the others down, and all are started again, up to
+    :data:`RESTARTS` times. A process that ends by itself, with success or with a sentence for the user, ends
+    the command.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # As many threads in all as one process would use.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[_ENDINGS] = folder
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            run_id=Path(folder).name,
+            max_restarts=RESTARTS,
+            monitor_interval=0.2,
+        )
+        try:
+            elastic_launch(config, sys.executable)("-u", "-m", "transduce.cli.main", *arguments)
+        except ChildFailedError:
+            return max(_codes(folder), default=0) or _died()
+        except Exception as problem:  # the launcher itself was told to stop
+            if type(problem).__name__ != "SignalException":
+                raise
+            return max(_codes(folder), default=0) or 130
+        return max(_codes(folder), default=0)
+
+
+def _died() -> int:
+    raise UserError(
+        f"A training process died {RESTARTS + 1} times (killed for memory, perhaps); go on from the last checkpoint "
+        "with --resume, with a smaller --batch-symbols or fewer --devices."
+    )
+
+
+def _codes(folder: str) -> list[int]:
+    return [json.loads(p.read_text()) for p in Path(folder).glob("*.json")]
+
+
+def ending(code: int) -> int:
+    """Hand the exit code over to :func:`launch` and end with success, lest the launcher start us again."""
+    folder = os.environ.get(_ENDINGS)
+    if folder is None or not os.path.isdir(folder):
+        return code
+    (Path(folder) / f"{os.environ.get('RANK', '0')}.json").write_text(json.dumps(code))
+    return 0
+
+
+def others_ended(patience: float = 2.0) -> bool:
+    """Under :func:`launch`: another process has ended by itself, so a lost connection is no failure."""
+    folder = os.environ.get(_ENDINGS)
+    until = time.monotonic() + patience
+    while folder is not None and time.monotonic() < until:
+        if _codes(folder):
+            return True
+        time.sleep(0.05)
+    return False
