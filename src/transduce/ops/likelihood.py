@@ -70,8 +70,8 @@ class _Blocks(torch.autograd.Function):
             block = slice(begin, begin + size)
             y = ids[block]
             x = flat[block].to(wide)
-            top = x.amax(-1, keepdim=True)
-            mode[block] = x.argmax(-1)
+            top, best = x.max(-1, keepdim=True)  # the first among equals
+            mode[block] = best[:, 0]
             x = x - top
             p = x.exp()
             total = p.sum(-1, keepdim=True)
