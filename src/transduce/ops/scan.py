@@ -3,6 +3,8 @@ models."""
 
 from __future__ import annotations
 
+import functools
+from types import ModuleType
 from typing import Iterator
 
 import torch
@@ -98,10 +100,15 @@ def linear_scan(
 # ---------------------------------------------------------------- backends with an analytic backward
 
 
-def _numba_scan(a: Tensor, b: Tensor, h0: Tensor, resets: Tensor | None, reverse: bool) -> Tensor:
-    from . import scan_numba
+@functools.cache
+def _compiled() -> ModuleType:
+    from . import scan_numba  # imports numba
 
-    return scan_numba.forward(a, b, h0, resets, reverse)
+    return scan_numba
+
+
+def _numba_scan(a: Tensor, b: Tensor, h0: Tensor, resets: Tensor | None, reverse: bool) -> Tensor:
+    return _compiled().forward(a, b, h0, resets, reverse)
 
 
 def _numba_scan_back(
@@ -111,9 +118,7 @@ def _numba_scan_back(
     reverse: bool,
     wanted: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from . import scan_numba
-
-    return scan_numba.backward(grad, saved, resets, reverse, wanted)
+    return _compiled().backward(grad, saved, resets, reverse, wanted)
 
 
 def _loop_scan(a: Tensor, b: Tensor, h0: Tensor, resets: Tensor | None, reverse: bool) -> Tensor:
@@ -172,14 +177,21 @@ class _Scan(torch.autograd.Function):
         return h
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):  # noqa: ANN001, ANN205
-        a, h, h0, resets = ctx.saved_tensors
-        need_a, need_b, need_h0 = ctx.needs_input_grad[1:4]
-        da, db, dh0 = _PAIRS[ctx.backend][1](
-            grad.contiguous(), (a, h, h0), resets, ctx.reverse, (need_a, need_b)
-        )
-        return None, da if need_a else None, db if need_b else None, dh0 if need_h0 else None, None, None
+        # With create_graph the result must refuse to be differentiated again; without, that costs for nothing.
+        return _back_once(ctx, grad) if torch.is_grad_enabled() else _back(ctx, grad)
+
+
+def _back(ctx, grad):  # noqa: ANN001, ANN202
+    a, h, h0, resets = ctx.saved_tensors
+    _, need_a, need_b, need_h0, *_ = ctx.needs_input_grad
+    if not grad.is_contiguous():
+        grad = grad.contiguous()
+    da, db, dh0 = _PAIRS[ctx.backend][1](grad, (a, h, h0), resets, ctx.reverse, (need_a, need_b))
+    return None, da if need_a else None, db if need_b else None, dh0 if need_h0 else None, None, None
+
+
+_back_once = once_differentiable(_back)
 
 
 def _run(
@@ -189,7 +201,7 @@ def _run(
     resets = None if resets is None else resets.contiguous()
     if dtype.is_complex:
         a, b, h = a.resolve_conj(), b.resolve_conj(), h.resolve_conj()
-    a, b, h = a.contiguous(), b.contiguous(), h.contiguous()
+    a, b, h = (t if t.is_contiguous() else t.contiguous() for t in (a, b, h))
     if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad or h.requires_grad):
         out = _Scan.apply(backend, a, b, h, resets, reverse)
     else:

@@ -131,9 +131,11 @@ def backward(
     scratch."""
     a, h, h0 = saved
     batch, steps, width = a.shape
-    da, db = (torch.empty((batch, steps if want else 1, width), dtype=a.dtype) for want in wanted)
-    dh0 = torch.zeros_like(h0)
-    if a.numel():
+    da, db = (torch.empty_like(a) if want else a.new_empty((batch, 1, width)) for want in wanted)
+    dh0 = torch.empty_like(h0)  # the kernel sets it to zero first
+    if not a.numel():
+        dh0.zero_()
+    else:
         blocks, threads = _plan(a)
         sizes = [batch, steps, width, blocks, threads, int(reverse), da.shape[1], db.shape[1]]
         _backward_kernel.launch(a.dtype, (grad, a, h, h0, da, db, dh0, resets), sizes, threads)
