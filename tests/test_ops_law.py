@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from transduce.nn import GRU, Attention, MinGRU, Retention
 from transduce.ops.dispatch import Case, op
 from transduce.testing.ops import check_op
 
@@ -155,3 +156,13 @@ def test_kernels_compile_where_no_folder_can_hold_the_cache(monkeypatch, error):
     Kernel(scan_numba._forward).launch(torch.float32, (a, b, h0, out, None), (1, 3, 2, 1, 1, 0), 1)
     assert tried == [True, False]
     assert torch.equal(out, scan_numba.forward(a, b, h0, None, False))
+
+
+def test_layers_compile_into_one_graph_and_give_the_same():
+    """Context variables of taps and forced backends must not break a trace."""
+    x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    for layer in (Attention(8, 2), GRU(8, 8), MinGRU(8), Retention(8, 2)):
+        with torch.no_grad():
+            expected, _ = layer(x)
+            found, _ = torch.compile(layer, fullgraph=True, backend="eager")(x)
+        torch.testing.assert_close(found, expected)

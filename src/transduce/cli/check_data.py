@@ -13,7 +13,7 @@ import tyro
 from transduce.core.errors import DataError, UserError, nearest
 
 from .data import SourceUnits, TargetUnits
-from .options import parse
+from .options import MaybeInt, MaybePath, MaybeText, parse
 
 if TYPE_CHECKING:
     from transduce.data.files import Part
@@ -28,11 +28,11 @@ Units = Literal["chars", "words", "bytes", "bpe"]
 class CheckData:
     data: Annotated[str, tyro.conf.Positional]
     """A .tsv, .csv, .jsonl, .parquet or .txt file, a folder with train, valid and test files, or hf:NAME."""
-    train: str | None = None
+    train: MaybeText = None
     """The file that is trained on, where DATA is the one that is tested on: the two are compared."""
-    source_column: str | None = None
+    source_column: MaybeText = None
     """Name of the source column (source where left out); de+fr joins two columns."""
-    target_column: str | None = None
+    target_column: MaybeText = None
     """Name of the target column (target where left out)."""
     source_units: SourceUnits = "chars"
     """How sources are split into the symbols that are counted."""
@@ -40,9 +40,9 @@ class CheckData:
     """How targets are split into the symbols that are counted."""
     max_bad: float = 0.01
     """Share of rows that may be broken; above it the command ends with code 1."""
-    max_rows: int | None = None
+    max_rows: MaybeInt = None
     """Read this many rows of each part, no more."""
-    quarantine: Path | None = None
+    quarantine: MaybePath = None
     """Write every broken row into this file, an object a line: file, row, reason, raw text."""
 
 

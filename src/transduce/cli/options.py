@@ -10,6 +10,7 @@ import re
 import textwrap
 import typing
 from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Any, Mapping, Sequence, TypeVar
 
 import tyro
@@ -17,6 +18,11 @@ import tyro
 from transduce.core.errors import UserError
 
 T = TypeVar("T")
+
+MaybeInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
+MaybePath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
+MaybeText = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
+"""Flags that are simply left out by default: their help needs no talk of None."""
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 

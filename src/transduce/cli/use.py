@@ -14,7 +14,7 @@ from transduce.core.errors import DataError, UserError
 
 from .data import DataOptions
 from .machine import set_up
-from .options import given, parse
+from .options import MaybeInt, MaybePath, MaybeText, given, parse
 
 if TYPE_CHECKING:
     from transduce.api import Transducer
@@ -30,9 +30,9 @@ class Predict:
     """A run folder or a bundle."""
     texts: tyro.conf.Positional[tuple[str, ...]] = ()
     """Texts to answer; without any, lines are read from --file or standard input."""
-    file: Path | None = None
+    file: MaybePath = None
     """Read one text a line from this file."""
-    beam: int | None = None
+    beam: MaybeInt = None
     """Beam width; greedy without it."""
     num_best: int = 1
     """Answers to each text."""
@@ -112,21 +112,21 @@ def _texts(options: Predict) -> list[str]:
 class Evaluate:
     run: tyro.conf.Positional[Path]
     """A run folder or a bundle."""
-    beam: int | None = None
+    beam: MaybeInt = None
     """Beam width; greedy without it."""
     split: Literal["test", "valid", "train"] = "test"
     """Which part of the data."""
-    data: str | None = None
+    data: MaybeText = None
     """Another corpus or file than the one the model was trained on."""
-    data_dir: Path | None = None
+    data_dir: MaybePath = None
     """Folder with data files that are not fetched (also: TRANSDUCE_DATA)."""
-    source_column: str | None = None
+    source_column: MaybeText = None
     """Name of the source column of your file."""
-    target_column: str | None = None
+    target_column: MaybeText = None
     """Name of the target column of your file."""
     max_bad: float = 0.01
     """Share of broken rows of your file that are left out."""
-    record: Path | None = None
+    record: MaybePath = None
     """Add the figures, their intervals and how the model was trained to this JSON file."""
     device: str = "cpu"
     """cpu, or cuda where torch sees one."""

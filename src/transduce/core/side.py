@@ -25,8 +25,7 @@ def side(name: str, value: Tensor, mask: Tensor | None = None) -> None:
 
     What stands at masked steps (NaN included) has no influence; without a valid step the mean is 0.
     """
-    found = _found.get()
-    if found is None:
+    if torch.compiler.is_compiling() or (found := _found.get()) is None:
         return
     if mask is None:
         mean = value.mean()
@@ -38,7 +37,7 @@ def side(name: str, value: Tensor, mask: Tensor | None = None) -> None:
 
 def collecting() -> bool:
     """True when somebody collects: a layer may skip work that serves its side loss alone otherwise."""
-    return _found.get() is not None
+    return not torch.compiler.is_compiling() and _found.get() is not None
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from fnmatch import fnmatchcase
 from typing import Callable, Iterator, Mapping
 
+import torch
 from torch import Tensor, nn
 
 _listener: ContextVar[Callable[[nn.Module, str, Tensor], Tensor] | None] = ContextVar("tap", default=None)
@@ -24,13 +25,15 @@ _listener: ContextVar[Callable[[nn.Module, str, Tensor], Tensor] | None] = Conte
 
 def tap(module: nn.Module, name: str, value: Tensor) -> Tensor:
     """Offer ``value`` under ``<path of module>.<name>``; returns it, or what a listener put in its place."""
+    if torch.compiler.is_compiling():  # a compiled graph has nobody to listen, and cannot trace a context variable
+        return value
     listener = _listener.get()
     return value if listener is None else listener(module, name, value)
 
 
 def listening() -> bool:
     """True when somebody records: fused kernels that hide a tapped tensor step aside then."""
-    return _listener.get() is not None
+    return not torch.compiler.is_compiling() and _listener.get() is not None
 
 
 @contextmanager

@@ -25,6 +25,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Callable, Iterable, Iterator, Mapping
 
+import torch
+
 logger = logging.getLogger("transduce.ops")
 
 _forced: ContextVar[Mapping[str, str]] = ContextVar("forced_backends", default={})
@@ -106,7 +108,8 @@ class Op:
         return fn(*args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        forced = _forced.get()
+        compiling = torch.compiler.is_compiling()  # then a context variable cannot be traced
+        forced = None if compiling else _forced.get()
         if forced:
             name = forced.get(self.name, forced.get("*"))
             if name is not None and (name in self._backends or name == "reference"):
@@ -115,7 +118,7 @@ class Op:
             reason = when(*args, **kwargs)
             if reason is None:
                 return fn(*args, **kwargs)
-            if (name, reason) not in self._told:
+            if not compiling and (name, reason) not in self._told:
                 self._told.add((name, reason))
                 logger.info("%s: backend %s refused: %s", self.name, name, reason)
         return self.reference(*args, **kwargs)

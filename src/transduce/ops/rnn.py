@@ -229,9 +229,8 @@ def _why_not_numba(*tensors: Tensor) -> str | None:
             return f"a tensor is on {t.device}, the kernel runs on the CPU"
     if torch.float64 in [t.dtype for t in tensors]:
         return "the kernel computes in float32, an input is float64"
-    if not has_numba():
-        return "numba is not installed"
-    return why_traced(*tensors)
+    traced = why_traced(*tensors)  # first: what follows cannot be traced
+    return traced or (None if has_numba() else "numba is not installed")
 
 
 @gru.backend(

@@ -221,9 +221,8 @@ def _why_not_numba(
     for t in (a, b, h0, resets):
         if t is not None and t.device.type != "cpu":
             return f"a tensor is on {t.device}, the kernel runs on the CPU"
-    if not has_numba():
-        return "numba is not installed"
-    return why_traced(a, b, h0, resets)
+    traced = why_traced(a, b, h0, resets)  # first: what follows cannot be traced
+    return traced or (None if has_numba() else "numba is not installed")
 
 
 @linear_scan.backend("numba", when=_why_not_numba)
