@@ -254,6 +254,7 @@ def test_mistakes_are_one_sentence(tmp_path, capsys):
     assert "transduce data check FILE" in refused(capsys, "data")
     assert "no file or folder" in refused(capsys, "data", "check", tmp_path / "x.tsv")
     assert "built in" in refused(capsys, "data", "check", "cmudict")
+    assert "built in" in refused(capsys, "data", "check", "libreoffice-help:fr-en")
     cut = written(tmp_path, "x.tsv.gz", gzip.compress(TABLE.encode())[:-9])
     assert "not a whole gzip file" in refused(capsys, "data", "check", cut)
     table, text = written(tmp_path, "a.tsv", TABLE), written(tmp_path, "b.txt", "a\nb\n")

@@ -185,9 +185,10 @@ def prepare(
 
 def _learn(corpus: Corpus, size: int) -> tuple[TextField | PointField | None, TextField | PositionField]:
     """The vocabularies of the training part: one for both sides where the corpus shares it and splits both alike."""
-    sources = [e.source for e in corpus.train] if corpus.kind == "pairs" else []
-    answers = [r for e in corpus.train for r in e.references]
-    if corpus.shared and sources and corpus.source_units == corpus.target_units:
+    # Read one by one: as a list the texts would take several times the memory of the rows.
+    sources = (e.source for e in corpus.train)
+    answers = (r for e in corpus.train for r in e.references)
+    if corpus.shared and corpus.kind == "pairs" and corpus.source_units == corpus.target_units:
         both = TextField.learn(chain(sources, answers), corpus.target_units, size=size)
         return both, both
     source = None
