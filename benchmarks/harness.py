@@ -1,13 +1,20 @@
 """How things are measured here.
 
 * Every contestant runs in a process of its own: two OpenMP runtimes in one process slow each other down.
+* A contestant from another package runs in a virtual environment of its own, so that nobody's pins decide what
+  the others run on: ``--venvs FOLDER`` names the folder that holds them, and ``benchmarks/peers/NAME.txt`` is what
+  ``FOLDER/NAME`` installs.
 * A contestant that cannot be imported is reported as absent, never dropped in silence; one that computes
   something else than asked is reported as wrong, and its time is not shown.
 * Time is the best and the median of at least seven calls after one warm-up call. On a shared machine the best
-  is the figure to compare, and the load is printed.
+  is the figure to compare. ``others`` is how many cores everybody else used meanwhile; a figure with much of it is
+  no figure to quote, and the report says so. ``cpu`` is the least processor time of a call, which neighbours
+  hardly change; with one thread (OMP_NUM_THREADS=1) its ratios stay good on a busy machine, with more the
+  threads that wait in a loop are counted too.
 * The limit is what the machine can do, measured by every contestant's process before it runs; the best of all
   is taken.
-* Our own ops are first checked against their reference in float64; nothing is reported for an op that fails.
+* Laws first: ops against their reference in float64, mixers and models against their suites. Nothing is timed
+  while one of them is broken.
 """
 
 from __future__ import annotations
@@ -21,21 +28,29 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Callable, Mapping, Sequence
 
 import torch
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
+PEERS = Path(__file__).resolve().parent / "peers"
 PACKAGES = ("torch", "numpy", "numba", "jax", "jaxlib", "mambapy", "accelerated-scan", "transduce")
 MIN_CALLS = 7
+QUIET = 0.25
+"""Cores that everybody else may use while a figure that can be quoted is measured."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One contestant on one case. Times in milliseconds, memory in MiB above the inputs; ``problem`` says why
-    there is no time. ``limit_ms`` is the physical limit as this process saw it."""
+    """One contestant on one case.
+
+    Times in milliseconds, memory in MiB above the inputs; ``problem`` says why there is no time. ``limit_ms`` is
+    the physical limit as this process saw it. ``units`` of what ``unit`` says are done in one call; ``cpu_ms``
+    is the least processor time of a call; ``others`` is the mean number of cores that other processes used meanwhile; ``note`` says what else a reader should know
+    (the version of the package, the number of parameters).
+    """
 
     case: str
     peer: str
@@ -45,17 +60,40 @@ class Result:
     peak_mib: float | None = None
     limit_ms: float | None = None
     problem: str | None = None
+    units: float | None = None
+    unit: str = ""
+    cpu_ms: float | None = None
+    others: float | None = None
+    note: str = ""
+
+    @property
+    def rate(self) -> float | None:
+        """Units a second of the fastest call."""
+        return None if self.units is None or self.best_ms is None else self.units / self.best_ms * 1e3
 
 
 def seconds(fn: Callable[[], object], *, budget: float = 2.0) -> list[float]:
     """Durations of at least seven calls, more while the budget (in seconds) lasts."""
-    fn()
+    return _calls(fn, budget, None)[0]
+
+
+def _calls(
+    fn: Callable[..., object], budget: float, prepare: Callable[[], object] | None
+) -> tuple[list[float], list[float]]:
+    """Durations of the calls and the processor time of each. What ``prepare`` gives is handed to each call;
+    making it is not timed."""
+    call = fn if prepare is None else lambda: fn(made)
+    made = prepare() if prepare is not None else None
+    call()
     taken: list[float] = []
+    busy: list[float] = []
     while len(taken) < MIN_CALLS or (sum(taken) < budget and len(taken) < 500):
-        start = time.perf_counter()
-        fn()
+        made = prepare() if prepare is not None else None
+        begun, start = time.process_time(), time.perf_counter()
+        call()
         taken.append(time.perf_counter() - start)
-    return taken
+        busy.append(time.process_time() - begun)
+    return taken, busy
 
 
 def _memory_mib(field: str) -> float:
@@ -76,37 +114,92 @@ def _forget_peak() -> None:
         pass
 
 
-def measure(case: str, peer: str, fn: Callable[[], object], limit_seconds: float) -> Result:
-    """Time ``fn`` and note how far above its level before the first call the process's memory rose."""
+@dataclass(frozen=True)
+class _Clock:
+    """CPU seconds so far: of the whole machine, of this process, and the wall clock."""
+
+    machine: float
+    own: float
+    wall: float
+
+    @classmethod
+    def now(cls) -> _Clock | None:
+        try:
+            fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+        except OSError:
+            return None
+        user, nice, system, _, _, irq, softirq = (int(x) for x in fields[:7])
+        busy = (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+        return cls(busy, time.process_time(), time.perf_counter())
+
+    def others_since(self) -> float:
+        """Mean number of cores that other processes have used since; the kernel counts in hundredths."""
+        now = _Clock.now()
+        foreign = (now.machine - self.machine) - (now.own - self.own)
+        return max(0.0, foreign / (now.wall - self.wall))
+
+
+def measure(
+    case: str,
+    peer: str,
+    fn: Callable[..., object],
+    limit_seconds: float | None,
+    *,
+    prepare: Callable[[], object] | None = None,
+    repeats: int = 1,
+    budget: float = 2.0,
+) -> Result:
+    """Time ``fn`` and note how far above its level before the first call the process's memory rose.
+
+    ``repeats``: how often one call does what the case is about; times are for one. ``prepare`` makes
+    what each call is given, untimed.
+    """
     before = _memory_mib("VmRSS")
     _forget_peak()
-    taken = seconds(fn)
+    clock = _Clock.now()
+    taken, busy = _calls(fn, budget, prepare)
+    others = None if clock is None else clock.others_since()
     return Result(
         case,
         peer,
-        min(taken) * 1e3,
-        statistics.median(taken) * 1e3,
+        min(taken) * 1e3 / repeats,
+        statistics.median(taken) * 1e3 / repeats,
         len(taken),
         _memory_mib("VmHWM") - before,
-        limit_seconds * 1e3,
+        None if limit_seconds is None else limit_seconds * 1e3,
+        cpu_ms=min(busy) * 1e3 / repeats,
+        others=others,
     )
 
 
 def in_own_process(
-    module: str, case: str, peer: str, *, options: Sequence[str] = (), timeout: float = 600
+    module: str,
+    case: str,
+    peer: str,
+    *,
+    options: Sequence[str] = (),
+    python: str = sys.executable,
+    timeout: float = 600,
 ) -> Result:
     """Run ``python -m module --child case peer`` and read the result it prints as its last line."""
-    command = [sys.executable, "-m", module, "--child", case, peer, *options]
+    command = [python, "-m", module, "--child", case, peer, *options]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=PEERS.parent.parent)
     except subprocess.TimeoutExpired:
         return Result(case, peer, problem=f"did not finish in {timeout:.0f} s")
     lines = done.stdout.strip().splitlines()
     if done.returncode != 0 or not lines:
-        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        reason = _last_words(done.stderr)
         absent = "ModuleNotFoundError" in reason or "ImportError" in reason
         return Result(case, peer, problem=f"{'absent' if absent else 'failed'}: {reason}")
     return Result(**json.loads(lines[-1]))
+
+
+def _last_words(stderr: str) -> str:
+    """The line of a traceback that names the exception, however many lines of advice follow it."""
+    lines = stderr.strip().splitlines() or ["no output"]
+    named = [x for x in lines if "Error" in x.split(":")[0] and not x.startswith(" ")]
+    return (named or lines)[-1]
 
 
 def environment() -> dict[str, object]:
@@ -144,23 +237,44 @@ def table(results: Sequence[Result]) -> str:
     for case in dict.fromkeys(r.case for r in results):
         mine = [r for r in results if r.case == case]
         limit = case_limit(mine)
-        timed = [r for r in mine if r.best_ms is not None]
-        ours = min((r.best_ms for r in timed if r.peer.startswith("transduce")), default=None)
+        ours = min((r.best_ms for r in mine if r.best_ms and r.peer.startswith("transduce")), default=None)
+        unit = next((r.unit for r in mine if r.unit), "")
         lines.append(f"\n{case}" + (f"   limit {limit:.3f} ms" if limit else ""))
         lines.append(
-            f"  {'':28}{'best ms':>10}{'median':>10}{'calls':>7}{'x limit':>9}{'x ours':>8}{'MiB':>8}"
+            f"  {'':32}{'best ms':>10}{'median':>10}{'calls':>7}{'x limit':>9}{'x ours':>8}{'cpu ms':>10}{'MiB':>8}{'others':>8}"
+            + (f"  {unit}/s" if unit else "")
         )
-        for r in sorted(mine, key=lambda r: (r.best_ms is None, r.best_ms)):
-            if r.best_ms is None:
-                lines.append(f"  {r.peer:28}{r.problem}")
-                continue
-            of_limit = f"{r.best_ms / limit:9.2f}" if limit else f"{'-':>9}"
-            of_ours = f"{r.best_ms / ours:8.2f}" if ours else f"{'-':>8}"
-            lines.append(
-                f"  {r.peer:28}{r.best_ms:10.3f}{r.median_ms:10.3f}{r.calls:7d}"
-                f"{of_limit}{of_ours}{r.peak_mib:8.1f}"
-            )
+        lines += [_row(r, limit, ours) for r in sorted(mine, key=lambda r: (r.best_ms is None, r.best_ms))]
     return "\n".join(lines)
+
+
+def _row(r: Result, limit: float | None, ours: float | None) -> str:
+    if r.best_ms is None:
+        return f"  {r.peer:32}{r.problem}"
+    times = [
+        f"{'-':>{width}}" if base is None else f"{r.best_ms / base:{width}.2f}"
+        for base, width in ((limit, 9), (ours, 8))
+    ]
+    cpu = f"{'-':>10}" if r.cpu_ms is None else f"{r.cpu_ms:10.3f}"
+    others = f"{'-':>8}" if r.others is None else f"{r.others:8.2f}"
+    return (
+        f"  {r.peer:32}{r.best_ms:10.3f}{r.median_ms:10.3f}{r.calls:7d}{''.join(times)}{cpu}{r.peak_mib:8.1f}{others}"
+        + ("" if r.rate is None else f"  {r.rate:,.0f}")
+        + (f"  {r.note}" if r.note else "")
+    )
+
+
+def disturbed(results: Sequence[Result]) -> str:
+    """One sentence about the figures that were measured beside other work, or ''."""
+    timed = [r for r in results if r.best_ms is not None and r.others is not None]
+    loud = [r for r in timed if r.others > QUIET]
+    if not loud:
+        return ""
+    worst = max(r.others for r in loud)
+    return (
+        f"{len(loud)} of {len(timed)} figures were measured while other processes used more than {QUIET} cores "
+        f"(at worst {worst:.2f}): compare them within this run only, and do not quote them."
+    )
 
 
 def case_limit(results: Sequence[Result]) -> float | None:
@@ -176,8 +290,9 @@ def save(name: str, command: str, results: Sequence[Result], before: Mapping[str
         "command": command,
         "environment": dict(before),
         "load_average_after": environment()["load_average"],
+        "disturbed": disturbed(results),
         "limit_ms": {case: case_limit([r for r in results if r.case == case]) for case in cases},
-        "results": [asdict(r) for r in results],
+        "results": [{**asdict(r), "rate": r.rate} for r in results],
     }
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(content, indent=1) + "\n")
@@ -186,53 +301,78 @@ def save(name: str, command: str, results: Sequence[Result], before: Mapping[str
 
 @dataclass(frozen=True)
 class Benchmark:
-    """``peers(case)`` names the contestants of a case, ``child(case, peer)`` measures one in this process;
-    ``ops`` are the ops under test, which must obey their law before anything is timed."""
+    """``peers(case)`` names the contestants of a case, ``child(case, peer)`` measures one in this process.
+
+    ``ops`` are the ops under test and ``laws`` whatever else must hold, by name: a check raises AssertionError.
+    All of them must pass before anything is timed. ``environments``: which contestants run in which virtual
+    environment of ``--venvs``.
+    """
 
     name: str
     doc: str
     cases: Sequence[str]
     peers: Callable[[str], Sequence[str]]
     child: Callable[[str, str], Result]
-    ops: Sequence[object]
+    ops: Sequence[object] = ()
+    laws: Mapping[str, Callable[[], object]] = field(default_factory=dict)
+    environments: Mapping[str, str] = field(default_factory=dict)
 
 
-def run(benchmark: Benchmark) -> None:
-    """The command line of a benchmark: measure every contestant of every case, print tables, write
-    results/bench-NAME.json."""
-    parser = argparse.ArgumentParser(description=benchmark.doc.splitlines()[0])
-    parser.add_argument("--child", nargs=2, metavar=("CASE", "PEER"), help=argparse.SUPPRESS)
-    parser.add_argument("--keep-heap", action="store_true", help="apply keep_large_blocks() in every process")
-    parser.add_argument("--only", default="", help="cases whose name contains this; nothing is written then")
-    parser.add_argument("--rounds", type=int, default=1, help="processes per contestant, in turns; the best counts")
-    options = parser.parse_args()
+def run(benchmark: Benchmark, arguments: Sequence[str] | None = None) -> int:
+    """The command line of a benchmark: check the laws, measure every contestant of every case, print tables,
+    write results/bench-NAME.json. Returns the exit status: 1 where a law is broken and nothing was timed."""
+    options = _parser(benchmark).parse_args(arguments)
     if options.keep_heap:
         from transduce.core.heap import keep_large_blocks
 
         keep_large_blocks()
     if options.child:
         print(json.dumps(asdict(benchmark.child(*options.child))))
-        return
-    _check_ops(benchmark.ops)
+        return 0
+    broken = broken_laws(benchmark)
+    if broken:
+        print(f"Nothing is timed, because a law is broken.\n{broken}", file=sys.stderr)
+        return 1
     before = environment()
     print(f"load average {before['load_average']}, {before['cores']} cores, {before['cpu']}", flush=True)
-    extra = ["--keep-heap"] if options.keep_heap else []
-    module = f"benchmarks.{benchmark.name}"
     results: list[Result] = []
     for case in benchmark.cases:
         if options.only in case:
-            rounds = [
-                [in_own_process(module, case, peer, options=extra) for peer in benchmark.peers(case)]
-                for _ in range(options.rounds)
-            ]
+            contestants = benchmark.peers(case)
+            rounds = [[_contest(benchmark, case, p, options) for p in contestants] for _ in range(options.rounds)]
             mine = [_best(tries) for tries in zip(*rounds)]
             print(table(mine), flush=True)
             results += mine
+    warning = disturbed(results)
+    print(f"\nload average {environment()['load_average']}" + (f"\n{warning}" if warning else ""))
     if not options.only:
         suffix = "-keep-heap" if options.keep_heap else ""
-        command = ["python -m", module, *extra, *(["--rounds", str(options.rounds)] if options.rounds > 1 else [])]
-        path = save(f"bench-{benchmark.name}{suffix}", " ".join(command), results, before)
-        print(f"\nload average {environment()['load_average']}; written: results/{path.name}")
+        command = ["python -m", f"benchmarks.{benchmark.name}", *(["--keep-heap"] if options.keep_heap else [])]
+        command += ["--rounds", str(options.rounds)] if options.rounds > 1 else []
+        command += ["--venvs FOLDER"] if options.venvs else []
+        path = save(f"bench-{benchmark.name.replace('_', '-')}{suffix}", " ".join(command), results, before)
+        print(f"written: results/{path.name}")
+    return 0
+
+
+def _parser(benchmark: Benchmark) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=benchmark.doc.splitlines()[0])
+    parser.add_argument("--child", nargs=2, metavar=("CASE", "PEER"), help=argparse.SUPPRESS)
+    parser.add_argument("--keep-heap", action="store_true", help="apply keep_large_blocks() in every process of this environment")
+    parser.add_argument("--only", default="", help="cases whose name contains this; nothing is written then")
+    parser.add_argument("--rounds", type=int, default=1, help="processes per contestant, in turns; the best counts")
+    parser.add_argument("--venvs", type=Path, help="folder of the contestants' virtual environments")
+    return parser
+
+
+def _contest(benchmark: Benchmark, case: str, peer: str, options: argparse.Namespace) -> Result:
+    python, home = sys.executable, benchmark.environments.get(peer)
+    if home is not None and options.venvs is not None:
+        python = str(options.venvs / home / "bin" / "python")
+    if home is not None and not (options.venvs and Path(python).exists()):
+        return Result(case, peer, problem=f"absent: no environment {home}, see {PEERS.name}/{home}.txt and --venvs")
+    extra = ["--keep-heap"] if options.keep_heap and home is None else []
+    return in_own_process(f"benchmarks.{benchmark.name}", case, peer, options=extra, python=python)
 
 
 def _best(tries: Sequence[Result]) -> Result:
@@ -241,8 +381,14 @@ def _best(tries: Sequence[Result]) -> Result:
     return replace(best, limit_ms=case_limit(tries))
 
 
-def _check_ops(ops: Sequence[object]) -> None:
+def broken_laws(benchmark: Benchmark) -> str:
+    """What the first broken law says, or ''."""
     from transduce.testing.ops import check_op
 
-    for op in ops:
-        check_op(op)
+    checks = {op.name: lambda op=op: check_op(op) for op in benchmark.ops} | dict(benchmark.laws)
+    for name, check in checks.items():
+        try:
+            check()
+        except AssertionError as broken:
+            return f"{name}: {broken}"
+    return ""

@@ -10,11 +10,13 @@ is, batches as a shuffled list pads them (``random``) or grouped by length as ou
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Callable
 
 import torch
 
-from benchmarks.harness import Result, environment, in_own_process, measure, save
+from benchmarks.harness import Benchmark, Result, measure, run
+from benchmarks.seq2seq import law
 
 BATCHES = 24
 CASE = "rnnsearch on cmudict"
@@ -33,7 +35,6 @@ def child(case: str, peer: str) -> Result:
     from transduce import systems
     from transduce.core.heap import keep_large_blocks
     from transduce.data import Loader, load_corpus, prepare
-    from transduce.train.engine import fast_bf16
 
     if peer.startswith("transduce") and "heap" not in peer:
         keep_large_blocks()
@@ -46,29 +47,29 @@ def child(case: str, peer: str) -> Result:
     if peer.endswith("random"):
         rows = np.random.default_rng(0).permutation([r for b in batches for r in b.rows])
         batches = [data.train.batch(part) for part in np.array_split(rows, BATCHES)]
-    call = ours(system, batches, peer, fast_bf16) if peer.startswith("transduce") else plain(system, batches)
-    result = measure(case, peer, call, 1.0)
-    words = sum(b.size for b in batches)
-    return Result(**{**result.__dict__, "limit_ms": None, "case": f"{case}, {words} words"})
+    call = ours(system, batches, peer) if peer.startswith("transduce") else plain(system, batches)
+    result = measure(case, peer, call, None)
+    return replace(result, units=sum(b.size for b in batches), unit="words")
 
 
-def ours(system, batches, peer: str, fast_bf16: Callable) -> Callable[[], object]:
+def ours(system, batches, peer: str) -> Callable[[], object]:
     from transduce.train.engine import Engine
 
-    engine = Engine(system.model, system.objective, system.train, torch.device("cpu"))
-    engine.precision = "bf16" if fast_bf16(torch.device("cpu")) and "float32" not in peer else "float32"
+    config = replace(system.train, precision="float32" if "float32" in peer else "auto")
+    engine = Engine(system.model, system.objective, config, torch.device("cpu"))
+    engine.choose_precision(batches[0])
 
-    def run() -> None:
+    def steps() -> None:
         for step, batch in enumerate(batches):
             engine.update([batch], step, 1e-4)
 
-    return run
+    return steps
 
 
 def plain(system, batches) -> Callable[[], object]:
     optimiser = torch.optim.AdamW(system.model.parameters(), lr=1e-4)
 
-    def run() -> None:
+    def steps() -> None:
         system.model.train()
         for step, batch in enumerate(batches):
             loss = system.objective(system.model, batch, step=step)
@@ -77,32 +78,13 @@ def plain(system, batches) -> Callable[[], object]:
             torch.nn.utils.clip_grad_norm_(system.model.parameters(), 1.0)
             optimiser.step()
 
-    return run
+    return steps
 
 
-def main() -> None:
-    import argparse
-    import json
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.child:
-        print(json.dumps(child(*options.child).__dict__))
-        return
-    before = environment()
-    results = [in_own_process("benchmarks.main_job", CASE, peer) for peer in PEERS]
-    print(f"load average {before['load_average']}, {before['threads']} threads")
-    for r in results:
-        if r.best_ms is None:
-            print(f"  {r.peer:32}{r.problem}")
-            continue
-        words = int(r.case.rsplit(", ", 1)[1].split()[0])
-        print(
-            f"  {r.peer:32}{words / r.best_ms * 1e3:9,.0f} words/s (median {words / r.median_ms * 1e3:,.0f}), {r.peak_mib:.0f} MiB"
-        )
-    print("written:", save("bench-main-job", "python -m benchmarks.main_job", results, before).name)
+def main() -> int:
+    laws = {"the model of rnnsearch": lambda: law("rnnsearch")}
+    return run(Benchmark("main_job", __doc__, [CASE], lambda case: PEERS, child, laws=laws))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -113,11 +113,11 @@ def child(case: str, peer: str) -> Result:
     return measure(case, peer, lambda: torch.autograd.grad(layer(x), used, grad), flops / rate)
 
 
-def main() -> None:
+def main() -> int:
     from transduce.ops.rnn import elman, gru, lstm
 
-    run(Benchmark("rnn", __doc__, CASES, lambda case: list(PEERS), child, (elman, gru, lstm)))
+    return run(Benchmark("rnn", __doc__, CASES, lambda case: list(PEERS), child, (elman, gru, lstm)))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

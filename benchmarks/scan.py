@@ -125,11 +125,11 @@ def child(case: str, peer: str) -> Result:
     return measure(case, peer, call, limit)
 
 
-def main() -> None:
+def main() -> int:
     from transduce.ops.scan import linear_scan
 
-    run(Benchmark("scan", __doc__, CASES, lambda case: PEERS, child, (linear_scan,)))
+    return run(Benchmark("scan", __doc__, CASES, lambda case: PEERS, child, (linear_scan,)))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -256,7 +256,7 @@ def test_unsafe_members_are_never_read(tmp_path):
         fetch.read_member(tmp_path / "x.zip", "../secret")
 
 
-@pytest.mark.parametrize("name", synthetic.names())
+@pytest.mark.parametrize("name", [f"synthetic-{rule}" for rule in ("reverse", "copy", "sort", "cipher")])
 def test_generated_corpora_obey_their_rule(name):
     corpus = synthetic.make(name, train=50, held_out=10, longest=6)
     rules = {

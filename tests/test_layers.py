@@ -18,7 +18,9 @@ LAYERS = {
     "search": 3,
     "train": 4,
     "testing": 4,
+    "analysis": 4,
     "systems": 5,
+    "report": 5,
     "cli": 6,
     "api": 6,
 }

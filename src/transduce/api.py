@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Mapping, Sequence
@@ -22,6 +23,7 @@ from transduce.data import (
     Encoded,
     Example,
     TextField,
+    anywhere,
     batches,
     encode,
     load_corpus,
@@ -30,7 +32,7 @@ from transduce.data import (
 from transduce.data.files import LONGEST
 from transduce.search import Beam, LengthPenalty, Sample, align, ratio, score
 from transduce.systems.build import assemble
-from transduce.train import RunFolder, TrainConfig, Trainer, bundle, prepare_out
+from transduce.train import RunFolder, TrainConfig, Trainer, World, bundle, prepare_out
 from transduce.train.evaluate import Evaluation, evaluate
 from transduce.train.progress import reporter
 
@@ -98,12 +100,22 @@ def fit(
     corpus = data if isinstance(data, Corpus) else load_corpus(os.fspath(data))
     prepared, built = assemble(page, corpus, config, seed=train.seed if train is not None else 0)
     settings = train or built.train or TrainConfig()
+    settings.suit(prepared.kind)
     if not resume:
         prepare_out(Path(out), force=force)
     built.model.to(device)
-    request = {} if isinstance(data, Corpus) else {"data": _anywhere(os.fspath(data))}
+    request = {} if isinstance(data, Corpus) else {"data": anywhere(os.fspath(data))}
+    for note in corpus.notes:
+        warnings.warn(note, stacklevel=2)
     result = Trainer(
-        built, prepared, settings, out, device=device, reporter=reporter(), resume=resume, request=request
+        built,
+        prepared,
+        settings,
+        out,
+        world=World.alone(device),
+        reporter=reporter(),
+        resume=resume,
+        request=request,
     ).run()
     if result.interrupted:
         raise KeyboardInterrupt(f"stopped at step {result.steps}; fit(..., resume=True) goes on")
@@ -112,7 +124,7 @@ def fit(
 
 def corpus_of(request: Mapping[str, Any]) -> Corpus:
     """The corpus that a run was asked to train on: ``data`` and, where given, ``data_dir``,
-    ``source_column``, ``target_column``, ``source_units`` and ``target_units``."""
+    ``source_column``, ``target_column``, ``source_units``, ``target_units``, ``max_bad`` and ``max_rows``."""
     if not request.get("data"):
         raise DataError("The model does not say which data it was trained on; name them.")
     columns = request.get("source_column"), request.get("target_column")
@@ -122,12 +134,9 @@ def corpus_of(request: Mapping[str, Any]) -> Corpus:
         columns=(columns[0] or "source", columns[1] or "target") if any(columns) else None,
         source_units=request.get("source_units"),
         target_units=request.get("target_units"),
+        max_rows=request.get("max_rows"),
+        **({} if request.get("max_bad") is None else {"max_bad": request["max_bad"]}),
     )
-
-
-def _anywhere(data: str) -> str:
-    """A name as it is, a path so that it can be found from any folder."""
-    return str(Path(data).resolve()) if Path(data).exists() else data
 
 
 @dataclass(frozen=True)
@@ -155,7 +164,9 @@ class Transducer:
         if beam is None and num_best == 1:
             return self.system.search
         width = max(beam or 5, num_best)
-        return Beam(width, num_best=num_best, max_length=LENGTH, length=LengthPenalty(1.0))
+        own = self.system.search_wide  # how long answers may be and what they must obey is the system's to say
+        limit, scorers = (own.max_length, own.scorers) if isinstance(own, Beam) else (LENGTH, ())
+        return Beam(width, num_best=num_best, max_length=limit, length=LengthPenalty(1.0), scorers=scorers)
 
     def predict(
         self,
@@ -336,7 +347,7 @@ class Session:
 
     def step(self, symbol: str) -> dict[str, float]:
         """Write one symbol; returns log-probabilities by symbol, ``<eos>`` for the end."""
-        if symbol not in self.target.symbols:
+        if symbol not in self.target.symbols[: len(self.scores)]:
             raise DataError(f'The target has no symbol "{symbol}".')
         self.write([self.target.symbols.index(symbol)])
         return self.next()

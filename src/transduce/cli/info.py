@@ -102,6 +102,11 @@ def show_command(arguments: Sequence[str]) -> int:
     print(f"\ntraining (`transduce fit {page.name} --help` lists the rest):")
     _print_settings(own, changed)
     corpus = "cmudict" if page.kind == "pairs" else "shakespeare"
+    if page.sample is not None:
+        source, target = page.sample.units
+        print(f"\ndata: pairs such as\n  {page.sample.rows[0][0]}  ->  {page.sample.rows[0][1]}")
+        print(f"  (your own file: --source-units {source} --target-units {target})")
+        corpus = page.sample.corpus
     print(f"\ntry:\n  transduce fit {page.name} --data {corpus} --out runs/{page.name}")
     return 0
 

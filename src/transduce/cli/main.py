@@ -19,11 +19,16 @@ COMMANDS = {
     "fit": ("transduce.cli.fit", "fit_command", "train a system on a built-in corpus or your own file"),
     "eval": ("transduce.cli.use", "eval_command", "measure a trained model"),
     "predict": ("transduce.cli.use", "predict_command", "ask a trained model"),
+    "data": ("transduce.cli.check_data", "data_command", "check your own data before you train on them"),
+    "replay": ("transduce.cli.replay", "replay_command", "compute the step again at which a run lost its numbers"),
     "reproduce": (
         "transduce.cli.info",
         "reproduce_command",
         "run a system's full check against its paper's claims",
     ),
+    "compare": ("transduce.cli.compare", "compare_command", "compare systems under one budget"),
+    "sweep": ("transduce.cli.sweep", "sweep_command", "search for good settings of a system"),
+    "doctor": ("transduce.cli.doctor", "doctor_command", "say what works on this machine and what does not"),
     "laws": ("transduce.cli.info", "laws_command", "tell which law of the state protocol a layer breaks"),
 }
 
@@ -62,7 +67,8 @@ def help_text() -> str:
             "examples:",
             EXAMPLES,
             "",
-            "`transduce COMMAND --help` lists the options of a command.",
+            "`transduce COMMAND --help` lists the options of a command; `transduce --completion SHELL` prints",
+            "a script that completes commands, systems, corpora and runs in bash, zsh or fish.",
         ]
     )
 
@@ -110,6 +116,10 @@ def _run(arguments: list[str]) -> int:
 
         print(f"transduce {__version__}")
         return 0
+    if arguments[0] in ("--completion", "--complete"):
+        from .completion import answer
+
+        return answer(arguments)
     return _dispatch(arguments[0], arguments[1:])
 
 

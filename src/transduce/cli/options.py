@@ -21,14 +21,14 @@ T = TypeVar("T")
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
-def seconds(text: str) -> float:
-    """ "90", "90s", "10m", "1.5h" -> seconds, above 0."""
+def seconds(text: str, flag: str = "--max-time") -> float:
+    """ "90", "90s", "10m", "1.5h" -> seconds, above 0; ``flag`` is what a complaint names."""
     found = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*(s|m|min|h)?\s*", text)
     if found is None:
-        raise UserError(f'--max-time takes a time such as 600, 90s, 10m or 2h, not "{text}".')
+        raise UserError(f'{flag} takes a time such as 600, 90s, 10m or 2h, not "{text}".')
     value = float(found[1]) * _UNITS[found[2] or ""]
     if not 0 < value < math.inf:
-        raise UserError(f"--max-time must be above 0, got {text}; 10m is ten minutes.")
+        raise UserError(f"{flag} must be above 0, got {text}; 10m is ten minutes.")
     return value
 
 

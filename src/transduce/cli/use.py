@@ -124,6 +124,8 @@ class Evaluate:
     """Name of the source column of your file."""
     target_column: str | None = None
     """Name of the target column of your file."""
+    max_bad: float = 0.01
+    """Share of broken rows of your file that are left out."""
     record: Path | None = None
     """Add the figures, their intervals and how the model was trained to this JSON file."""
     device: str = "cpu"
@@ -165,7 +167,8 @@ def eval_command(arguments: Sequence[str]) -> int:
 
 def _corpus_of(options: Evaluate, model: Transducer) -> Corpus:
     """The data that were asked for, else those that the model was trained on."""
-    named = DataOptions(options.data, options.data_dir, options.source_column, options.target_column)
+    shared = ("data", "data_dir", "source_column", "target_column", "max_bad")
+    named = DataOptions(**{name: getattr(options, name) for name in shared})
     if options.data is not None:
         return named.load()
     return model.own_corpus(

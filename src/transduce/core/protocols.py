@@ -96,7 +96,11 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, prev: Tensor, state: State, *, mask: Tensor | None = None) -> tuple[Dist, State]:
-        """prev: (B,U), U the whole target, a chunk or one step. Scores and the state behind the last step."""
+        """prev: (B,U), U the whole target, a chunk or one step. Scores and the state behind the last step.
+
+        A decoder of texts may also take ``resets`` (B,U) and pass them to its mixers: packed texts
+        (:class:`transduce.core.seq.Batch`) are trained on with them.
+        """
 
 
 class Model(nn.Module, ABC):

@@ -5,16 +5,28 @@ from __future__ import annotations
 import inspect
 import typing
 from dataclasses import dataclass, is_dataclass
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
-from .protocols import System
+if TYPE_CHECKING:  # names of systems are listed without torch
+    from .protocols import System
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a page reads that cannot learn just any pairs: the ``units`` of source and target, a few ``rows`` of them
+    (both sides different in length where the page allows it), and a built-in ``corpus`` of that form."""
+
+    units: tuple[str, str]
+    rows: tuple[tuple[str, str], ...]
+    corpus: str
 
 
 @dataclass(frozen=True)
 class Page:
     """One system: ``build(data, config)``, its config class, the task kind, its paper and its full check.
 
-    ``kind`` says which data it trains on: "pairs" (source and target) or "text" (target only).
+    ``kind`` says which data it trains on: "pairs" (source and target) or "text" (target only). ``sample``: what the
+    pairs look like where the page needs a form of its own.
     """
 
     name: str
@@ -24,6 +36,7 @@ class Page:
     title: str
     paper: str
     reproduce: Callable[..., Any] | None = None
+    sample: Sample | None = None
 
     @property
     def doc(self) -> str:
@@ -33,7 +46,15 @@ class Page:
 _pages: dict[str, Page] = {}
 
 
-def system(*, name: str, kind: str, title: str, paper: str = "", reproduce: Callable[..., Any] | None = None):
+def system(
+    *,
+    name: str,
+    kind: str,
+    title: str,
+    paper: str = "",
+    reproduce: Callable[..., Any] | None = None,
+    sample: Sample | None = None,
+):
     """Register ``def page(data, c: Config = Config()) -> System``. The config class is read off its
     annotation."""
 
@@ -44,7 +65,7 @@ def system(*, name: str, kind: str, title: str, paper: str = "", reproduce: Call
         known = _pages.get(name)
         if known is not None and known.build.__module__ != build.__module__:
             raise ValueError(f"two systems are named {name}: {known.build.__module__} and {build.__module__}")
-        _pages[name] = Page(name, build, config_type, kind, title, paper, reproduce)
+        _pages[name] = Page(name, build, config_type, kind, title, paper, reproduce, sample)
         return build
 
     return register

@@ -4,7 +4,7 @@ valid."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Sequence
+from typing import Any, Sequence
 
 import torch
 from torch import Tensor
@@ -52,12 +52,16 @@ class Seq:
         return cls(data, length_mask(lengths, data.shape[1]))
 
     @classmethod
-    def from_lists(cls, rows: Sequence[Sequence[int]], pad: int = PAD) -> Seq:
-        """Pad lists of ids on the right. Every row needs at least one id."""
+    def from_lists(cls, rows: Sequence[Sequence[Any]], pad: int = PAD) -> Seq:
+        """Pad lists of ids on the right, or lists of vectors (tuples of numbers), with zeros. Every row needs at
+        least one of them."""
         if not rows or any(len(r) == 0 for r in rows):
             raise ValueError("a Seq needs at least one row and no empty row")
         longest = max(map(len, rows))
-        data = torch.tensor([list(r) + [pad] * (longest - len(r)) for r in rows], dtype=torch.long)
+        first, dtype = rows[0][0], torch.long
+        if isinstance(first, (tuple, list)):
+            pad, dtype = (0.0,) * len(first), torch.float32
+        data = torch.tensor([list(r) + [pad] * (longest - len(r)) for r in rows], dtype=dtype)
         return cls.from_lengths(data, torch.tensor([len(r) for r in rows]))
 
     @property
@@ -96,11 +100,15 @@ class Batch:
 
     ``target.data`` (B,U) ends each row with EOS; the decoder input is the same row shifted right behind BOS.
     A language model has no ``source``. ``rows`` are the positions of the examples in their data set.
+    ``resets`` (B,U), of packed texts only: True at the first symbol of each of the texts that stand in a row
+    one behind the other; the symbol before it is BOS and its history begins there. ``rows`` then names the
+    texts in the order in which they stand, not one a row.
     """
 
     source: Seq | None
     target: Seq | None
     rows: tuple[int, ...] = ()
+    resets: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -113,14 +121,27 @@ class Batch:
     def previous(self) -> Tensor:
         """(B,U): BOS and the target without its last symbol, what a decoder reads under teacher forcing."""
         ids = self.target.data
-        return torch.cat((torch.full_like(ids[:, :1], BOS), ids[:, :-1]), 1)
+        shifted = torch.cat((torch.full_like(ids[:, :1], BOS), ids[:, :-1]), 1)
+        return shifted if self.resets is None else shifted.masked_fill(self.resets, BOS)
+
+    @property
+    def marks(self) -> dict[str, Tensor]:
+        """What a model's ``forward`` is told beside ``mask``: the ``resets`` of packed texts, else nothing."""
+        return {} if self.resets is None else {"resets": self.resets}
 
     def select(self, rows: Tensor) -> Batch:
         """The batch of some of its rows, padded as before."""
         pick = lambda s: None if s is None else s.select(rows)
-        names = tuple(self.rows[i] for i in rows.tolist()) if self.rows else ()
-        return replace(self, source=pick(self.source), target=pick(self.target), rows=names)
+        names: tuple[int, ...] = ()
+        if self.rows and self.resets is None:
+            names = tuple(self.rows[i] for i in rows.tolist())
+        elif self.rows:
+            ends = [0, *self.resets.sum(1).cumsum(0).tolist()]
+            names = tuple(name for i in rows.tolist() for name in self.rows[ends[i] : ends[i + 1]])
+        resets = None if self.resets is None else self.resets[rows]
+        return replace(self, source=pick(self.source), target=pick(self.target), rows=names, resets=resets)
 
     def to(self, device: torch.device | str) -> Batch:
         move = lambda s: None if s is None else s.to(device)
-        return Batch(move(self.source), move(self.target), self.rows)
+        resets = None if self.resets is None else self.resets.to(device)
+        return Batch(move(self.source), move(self.target), self.rows, resets)

@@ -6,24 +6,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import Any, Iterable, Iterator, Literal, NamedTuple, Sequence
+from typing import Any, Iterable, Iterator, Literal, Sequence
 
 import numpy as np
-import torch
 
 from transduce.core.errors import DataError
-from transduce.core.seq import EOS, PAD, Batch, Seq
+from transduce.core.seq import EOS, UNK, Batch
 
-from .fields import DataSpec, TextField
-
-
-class Example(NamedTuple):
-    """One row of data. ``references``: every right answer, ``target`` among them. A text has no
-    ``source``."""
-
-    source: str | None
-    target: str
-    references: tuple[str, ...]
+from .examples import Example
+from .fields import DataSpec, TextField, learn_field
+from .packing import Lines, pack
+from .points import PointField, PositionField
+from .ragged import Ragged
 
 
 @dataclass(frozen=True)
@@ -32,9 +26,9 @@ class Corpus:
 
     ``kind``: "pairs" or "text". ``sequence_name`` and ``symbol_name`` are what errors are called ("word
     error", "phoneme error"). ``windowed``: the texts are windows cut out of a longer one, so where they end
-    means nothing. ``metrics``: what else answers are judged by, names of :data:`transduce.data.metrics.METRICS`.
-    ``vocabulary``: symbols that a side learns at most, unless asked for otherwise; ``shared``: both sides have one
-    vocabulary, learnt on the texts of both.
+    means nothing. ``notes``: what the user should know about these data, a sentence each. ``metrics``: what else
+    answers are judged by, names of :data:`transduce.data.metrics.METRICS`. ``vocabulary``: symbols that a side learns
+    at most, unless asked for otherwise; ``shared``: both sides have one vocabulary, learnt on the texts of both.
     """
 
     name: str
@@ -49,44 +43,28 @@ class Corpus:
     licence: str = ""
     origin: str = ""
     windowed: bool = False
+    notes: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
     vocabulary: int = 8000
     shared: bool = False
 
 
-class Ragged:
-    """Rows of ids of different length in one flat array; batches are cut out of it without a Python loop
-    over rows."""
-
-    def __init__(self, rows: Sequence[Sequence[int]]) -> None:
-        self.lengths = np.fromiter((len(r) for r in rows), dtype=np.int64, count=len(rows))
-        self.starts = np.concatenate(([0], np.cumsum(self.lengths)))[:-1]
-        self.flat = np.fromiter((i for r in rows for i in r), dtype=np.int64, count=int(self.lengths.sum()))
-
-    def take(self, rows: np.ndarray) -> Seq:
-        lengths = self.lengths[rows]
-        steps = np.arange(int(lengths.max()))
-        valid = steps < lengths[:, None]
-        at = np.where(valid, self.starts[rows][:, None] + steps, 0)
-        data = torch.from_numpy(np.where(valid, self.flat[at], PAD))
-        return Seq(data, None if valid.all() else torch.from_numpy(valid))
-
-
 @dataclass(frozen=True)
 class Encoded:
-    """One part of a data set as ids. Targets end with EOS; ``sources`` is None for texts."""
+    """One part of a data set as ids, or vectors where a source is made of points. Targets end with EOS;
+    ``sources`` is None for texts."""
 
-    sources: list[list[int]] | None
-    targets: list[list[int]]
-    examples: list[Example]
+    sources: Sequence[Sequence[Any]] | None
+    targets: Sequence[Sequence[int]]
+    examples: Sequence[Example]
 
     @cached_property
     def _source(self) -> Ragged | None:
-        return None if self.sources is None else Ragged(self.sources)
+        return None if self.sources is None else _ragged(self.sources)
 
     @cached_property
     def _target(self) -> Ragged:
-        return Ragged(self.targets)
+        return _ragged(self.targets)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -100,14 +78,53 @@ class Encoded:
         source = None if self._source is None else self._source.take(rows)
         return Batch(source, self._target.take(rows), tuple(rows.tolist()))
 
+    def packed(self, lines: Lines) -> Batch:
+        """Texts one behind the other, see :mod:`transduce.data.packing`."""
+        target, resets = self._target.joined(lines.rows, lines.firsts)
+        return Batch(None, target, tuple(lines.rows.tolist()), resets)
+
     def select(self, rows: Iterable[int]) -> Encoded:
         """The part that holds these rows, in this order."""
         rows = list(rows)
         return Encoded(
-            None if self.sources is None else [self.sources[i] for i in rows],
-            [self.targets[i] for i in rows],
+            None if self._source is None else self._source.select(rows),
+            self._target.select(rows),
             [self.examples[i] for i in rows],
         )
+
+
+def _ragged(rows: Sequence[Sequence[int]]) -> Ragged:
+    return rows if isinstance(rows, Ragged) else Ragged.of(rows)
+
+
+class Answers(Sequence):
+    """Examples, and behind them one more for each further right answer that one of them has."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self.examples = examples
+        found = [(i, e.references.index(r)) for i, e in enumerate(examples) for r in _further(e)]
+        self.further = np.array(found, dtype=np.int32).reshape(-1, 2)
+
+    def __len__(self) -> int:
+        return len(self.examples) + len(self.further)
+
+    def __getitem__(self, at):
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        at = at + len(self) if at < 0 else at
+        if at < len(self.examples):
+            return self.examples[at]
+        row, reference = self.further[at - len(self.examples)].tolist()
+        found = self.examples[row]
+        return Example(found.source, found.references[reference], found.references)
+
+    def __iter__(self) -> Iterator[Example]:
+        yield from self.examples
+        yield from (self[i] for i in range(len(self.examples), len(self)))
+
+
+def _further(example: Example) -> list[str]:
+    return [r for r in example.references if r != example.target] if len(example.references) > 1 else []
 
 
 @dataclass(frozen=True)
@@ -147,9 +164,8 @@ def prepare(
     if (source is None) != (corpus.kind == "text"):
         wanted = "texts without a source" if source is None else "pairs of source and target"
         raise DataError(f"This model was made for {wanted}; the corpus {corpus.name} holds {corpus.kind}.")
-    several = [e for e in corpus.train if len(e.references) > 1] if references == "all" else []
-    extra = [Example(e.source, r, e.references) for e in several for r in e.references if r != e.target]
-    parts = [encode(part, source, target) for part in ([*corpus.train, *extra], corpus.valid, corpus.test)]
+    train = Answers(corpus.train) if references == "all" and corpus.kind == "pairs" else corpus.train
+    parts = [encode(part, source, target) for part in (train, corpus.valid, corpus.test)]
     if spec is None:
         source_lengths, target_lengths = parts[0].lengths()
         spec = DataSpec(source, target, int(source_lengths.max()), int(target_lengths.max()))
@@ -167,35 +183,58 @@ def prepare(
     )
 
 
-def _learn(corpus: Corpus, size: int) -> tuple[TextField | None, TextField]:
+def _learn(corpus: Corpus, size: int) -> tuple[TextField | PointField | None, TextField | PositionField]:
     """The vocabularies of the training part: one for both sides where the corpus shares it and splits both alike."""
     sources = [e.source for e in corpus.train] if corpus.kind == "pairs" else []
     answers = [r for e in corpus.train for r in e.references]
     if corpus.shared and sources and corpus.source_units == corpus.target_units:
         both = TextField.learn(chain(sources, answers), corpus.target_units, size=size)
         return both, both
-    source = TextField.learn(sources, corpus.source_units, size=size) if corpus.kind == "pairs" else None
-    return source, TextField.learn(answers, corpus.target_units, size=size)
+    source = None
+    if corpus.kind == "pairs":
+        source = learn_field(sources, corpus.source_units, side="source", size=size)
+    return source, learn_field(answers, corpus.target_units, side="target", size=size)
 
 
-def encode(examples: Sequence[Example], source: TextField | None, target: TextField) -> Encoded:
-    """Examples as ids under given fields. A source without a symbol is refused (:class:`DataError`)."""
-    sources = None if source is None else [source.encode(e.source) for e in examples]
-    empty = next((row for row, ids in enumerate(sources or ()) if not ids), None)
-    if empty is not None:
-        raise DataError(f"The source of example {empty + 1} is empty; give every source at least one symbol.")
-    return Encoded(
-        sources,
-        [[*target.encode(e.target), EOS] for e in examples],
-        list(examples),
-    )
+def encode(
+    examples: Sequence[Example], source: TextField | PointField | None, target: TextField | PositionField
+) -> Encoded:
+    """Examples as ids under given fields. A source without a symbol is refused, and a target that points behind
+    the end of its source (:class:`DataError`)."""
+    sources = None
+    if source is not None:
+        below = source.size if isinstance(source, TextField) else None
+        sources = Ragged.of((source.encode(e.source) for e in examples), below)
+        if len(sources) and sources.lengths.min() == 0:
+            empty = int(sources.lengths.argmin()) + 1
+            raise DataError(f"The source of example {empty} is empty; give every source at least one symbol.")
+    pointing = isinstance(target, PositionField)
+    ids = ([*target.encode(e.target), EOS] for e in examples)
+    targets = Ragged.of(ids, None if pointing else target.size)
+    if pointing:
+        _refuse_positions_outside(sources, targets)
+    return Encoded(sources, targets, examples)
+
+
+def _refuse_positions_outside(sources: Ragged | None, targets: Ragged) -> None:
+    if sources is None:
+        raise DataError("Positions need sources that they point into; give pairs of source and target.")
+    for row, (length, ids) in enumerate(zip(sources.lengths.tolist(), targets), 1):
+        if max(ids) - UNK > length:
+            raise DataError(
+                f"The target of example {row} points at position {max(ids) - UNK}, but its source has only {length} "
+                "elements; positions count from 1."
+            )
 
 
 # ---------------------------------------------------------------- grouping by length
 
 
-def _cut(order: np.ndarray, source: np.ndarray, target: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Cut rows sorted by length into batches of at most ``budget`` padded symbols (at least one row each).
+def _cut(
+    order: np.ndarray, source: np.ndarray, target: np.ndarray, budget: int, cells: int | None = None
+) -> list[np.ndarray]:
+    """Cut rows sorted by length into batches of at most ``budget`` padded symbols (at least one row each),
+    and of at most ``cells`` padded pairs of a source and a target symbol where that is given.
 
     A batch also ends where the source length changes, once it is a third full: batches of one length need
     no mask.
@@ -208,8 +247,12 @@ def _cut(order: np.ndarray, source: np.ndarray, target: np.ndarray, budget: int)
     while start < count:
         guess = max(1, budget // max(1, int(s[start] + t[start])))
         window = slice(start, min(count, start + guess))
-        padded = (longest(s[window]) + longest(t[window])) * np.arange(1, window.stop - start + 1)
-        size = max(1, int(np.searchsorted(padded, budget, side="right")))
+        wide, high = longest(s[window]), longest(t[window])
+        rows = np.arange(1, window.stop - start + 1)
+        size = int(np.searchsorted((wide + high) * rows, budget, side="right"))
+        if cells is not None:
+            size = min(size, int(np.searchsorted(wide * high * rows, cells, side="right")))
+        size = max(1, size)
         inside = changes[(changes > start) & (changes < start + size)]
         full = inside[inside - start >= size / 3]
         stop = int(full[0]) if len(full) else start + size
@@ -223,29 +266,44 @@ class Loader:
 
     The order of epoch e is a function of (seed, e) alone, so ``state_dict`` is two numbers and a restored
     loader goes on with exactly the batch that would have come. ``epoch``: passes done, with the share of
-    the present one.
+    the present one. ``batch_symbols`` and ``batch_cells`` limit a batch as in ``TrainConfig``. ``packed``: texts stand one behind the
+    other in rows of one length instead (:mod:`transduce.data.packing`), in random order.
     """
 
     def __init__(
-        self, encoded: Encoded, *, batch_symbols: int, seed: int, shuffle: bool = True, endless: bool = True
+        self,
+        encoded: Encoded,
+        *,
+        batch_symbols: int,
+        seed: int,
+        batch_cells: int | None = None,
+        shuffle: bool = True,
+        endless: bool = True,
+        packed: bool = False,
     ) -> None:
         if len(encoded) == 0:
             raise DataError("There are no examples to train on.")
+        if packed and encoded.sources is not None:
+            raise DataError("Only texts can be packed: a row of several pairs would mix up their sources.")
         self.encoded, self.batch_symbols, self.seed = encoded, batch_symbols, seed
-        self.shuffle, self.endless = shuffle, endless
+        self.shuffle, self.endless, self.packed = shuffle, endless, packed
+        self.batch_cells = batch_cells
         self._go_to(0, 0)
 
     def _go_to(self, epoch: int, index: int) -> None:
         self._epoch, self._index, self._plan = epoch, index, self._order(epoch)
 
-    def _order(self, epoch: int) -> list[np.ndarray]:
+    def _order(self, epoch: int) -> list[np.ndarray] | list[Lines]:
         source, target = self.encoded.lengths()
-        if not self.shuffle:
-            return _cut(np.lexsort((target, source)), source, target, self.batch_symbols)
         rng = np.random.default_rng((self.seed, epoch))
+        if self.packed:
+            order = rng.permutation(len(target)) if self.shuffle else np.arange(len(target))
+            return pack(order, target, self.batch_symbols)
+        if not self.shuffle:
+            return _cut(np.lexsort((target, source)), source, target, self.batch_symbols, self.batch_cells)
         mixed = rng.permutation(len(target))
         order = mixed[np.lexsort((target[mixed], source[mixed]))]
-        pieces = _cut(order, source, target, self.batch_symbols)
+        pieces = _cut(order, source, target, self.batch_symbols, self.batch_cells)
         return [pieces[i] for i in rng.permutation(len(pieces))]
 
     @property
@@ -267,15 +325,15 @@ class Loader:
             while self._index < len(self._plan):
                 rows = self._plan[self._index]
                 self._index += 1
-                yield self.encoded.batch(rows)
+                yield self.encoded.packed(rows) if self.packed else self.encoded.batch(rows)
             self._go_to(self._epoch + 1, 0)
             if not self.endless:
                 return
 
 
-def batches(encoded: Encoded, batch_symbols: int) -> list[Batch]:
+def batches(encoded: Encoded, batch_symbols: int, batch_cells: int | None = None) -> list[Batch]:
     """Every row once, in batches of similar length and fixed order. ``Batch.rows`` gives back the
     positions."""
     source, target = encoded.lengths()
     order = np.lexsort((target, source))
-    return [encoded.batch(rows) for rows in _cut(order, source, target, batch_symbols)]
+    return [encoded.batch(rows) for rows in _cut(order, source, target, batch_symbols, batch_cells)]

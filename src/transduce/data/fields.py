@@ -11,6 +11,8 @@ from typing import Any, Iterable, Literal
 from transduce.core.errors import DataError
 from transduce.core.seq import BOS, EOS, PAD, UNK
 
+from .points import PointField, PositionField
+
 Units = Literal["chars", "words", "bytes", "bpe"]
 UNITS = ("chars", "words", "bytes", "bpe")
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
@@ -133,12 +135,34 @@ class TextField:
             ) from None
 
 
+Field = TextField | PointField | PositionField
+"""What one column is."""
+
+_OTHER: dict[str, type] = {PointField.units: PointField, PositionField.units: PositionField}
+"""Fields that are not text, by their units."""
+
+
+def learn_field(texts: Iterable[str], units: str, *, side: str, size: int = 8000) -> Field:
+    """The field of a column, of a kind given by its ``units``. ``side``: "source" or "target"."""
+    if units in _OTHER:
+        if (units == "points") != (side == "source"):
+            raise DataError(f"A {side} is not made of {units}: points stand in sources, positions in targets.")
+        return _OTHER[units].learn(texts)
+    return TextField.learn(texts, units, size=size)
+
+
+def field_from_json(stored: Any) -> Field:
+    """The inverse of every field's ``to_json``. Raises :class:`DataError`."""
+    units = stored.get("units") if isinstance(stored, dict) else None
+    return _OTHER.get(units, TextField).from_json(stored) if isinstance(units, str) else TextField.from_json(stored)
+
+
 @dataclass(frozen=True)
 class DataSpec:
     """What a system is built from: the fields of the data and their longest rows, in symbols."""
 
-    source: TextField | None
-    target: TextField
+    source: TextField | PointField | None
+    target: TextField | PositionField
     longest_source: int
     longest_target: int
 
@@ -155,8 +179,8 @@ class DataSpec:
         try:
             source = stored["source"]
             return cls(
-                None if source is None else TextField.from_json(source),
-                TextField.from_json(stored["target"]),
+                None if source is None else field_from_json(source),
+                field_from_json(stored["target"]),
                 int(stored["longest_source"]),
                 int(stored["longest_target"]),
             )

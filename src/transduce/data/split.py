@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Callable, Iterable, Sequence
 
-from .batching import Example
+import numpy as np
+
+from .examples import Example, merged
+from .identity import fingerprint
 
 
 def bucket(source: str) -> int:
-    """SHA-1 of the UTF-8 text as an integer, modulo 100."""
-    return int(hashlib.sha1(source.encode("utf-8")).hexdigest(), 16) % 100
+    """SHA-1 of the UTF-8 source as an integer, modulo 100."""
+    return fingerprint(source)[1]
 
 
 def part_of(source: str) -> str:
@@ -19,25 +21,48 @@ def part_of(source: str) -> str:
     return "test" if number < 10 else "valid" if number < 12 else "train"
 
 
-def split(examples: Iterable[Example]) -> dict[str, list[Example]]:
+def fingerprints(examples: Iterable[Example]) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`fingerprint` of every example's source (texts: of the text itself): (N,) uint64 and (N,) uint8."""
+    known = getattr(examples, "fingerprints", None)
+    if known is not None:
+        return known
+    found = [fingerprint(e.target if e.source is None else e.source) for e in examples]
+    return np.array([k for k, _ in found], dtype=np.uint64), np.array([b for _, b in found], dtype=np.uint8)
+
+
+def pick(examples: Sequence[Example], where: np.ndarray) -> Sequence[Example]:
+    """The examples at which the (N,) bool ``where`` is True, in their order."""
+    rows = np.flatnonzero(where)
+    select = getattr(examples, "select", None)
+    return select(rows) if select is not None else [examples[i] for i in rows]
+
+
+def split(examples: Sequence[Example]) -> dict[str, Sequence[Example]]:
     """Examples by part, keyed by their source (texts: by the text itself).
 
-    A set so small that a part would stay empty gives it the sources with the lowest hashes instead.
+    A set so small that a part would stay empty gives it the source with the lowest hash instead.
     """
-    parts: dict[str, list[Example]] = {"train": [], "valid": [], "test": []}
-    for example in examples:
-        parts[part_of(_key(example))].append(example)
-    for name in ("valid", "test"):
-        keys = {_key(e) for e in parts["train"]}
-        if not parts[name] and len(keys) > 1:
-            first = min(keys, key=lambda k: hashlib.sha1(k.encode("utf-8")).digest())
-            parts[name] = [e for e in parts["train"] if _key(e) == first]
-            parts["train"] = [e for e in parts["train"] if _key(e) != first]
-    return parts
+    examples = examples if isinstance(examples, Sequence) else list(examples)
+    keys, buckets = fingerprints(examples)
+    part = np.where(buckets < 10, 2, np.where(buckets < 12, 1, 0))
+    for number in (1, 2):
+        training = keys[part == 0]
+        if not (part == number).any() and len(training) and (training != training[0]).any():
+            part[(part == 0) & (keys == training.min())] = number
+    return {name: pick(examples, part == number) for number, name in enumerate(("train", "valid", "test"))}
 
 
-def _key(example: Example) -> str:
-    return example.target if example.source is None else example.source
+def carve(examples: Sequence[Example], name: str) -> tuple[Sequence[Example], Sequence[Example]]:
+    """A training part without its sources of the part ``name``, and those: for data that bring no such part."""
+    parts = split(examples)
+    keys, _ = fingerprints(examples)
+    taken = np.isin(keys, fingerprints(parts[name])[0])
+    return pick(examples, ~taken), pick(examples, taken)
+
+
+def overlap(held_out: Sequence[Example], train: Sequence[Example]) -> np.ndarray:
+    """(N,) bool: which held-out examples have a source that stands in the training part."""
+    return np.isin(fingerprints(held_out)[0], fingerprints(train)[0])
 
 
 def split_grouped(
@@ -70,11 +95,3 @@ def split_grouped(
     for part, (_, example) in zip(placed, rows):
         found[part].append(example)
     return {part: merged(examples) for part, examples in found.items()}
-
-
-def merged(examples: Iterable[Example]) -> list[Example]:
-    """Rows of one source become one example with several references."""
-    by_source: dict[str, list[str]] = {}
-    for example in examples:
-        by_source.setdefault(example.source, []).append(example.target)
-    return [Example(s, targets[0], tuple(dict.fromkeys(targets))) for s, targets in by_source.items()]

@@ -1,18 +1,41 @@
 """Whole shapes: what stands between a batch and a distribution."""
 
+from .depth_layer import DepthLayer
 from .encoder_decoder import EncoderDecoder, LanguageModel
 from .encoders import LastStep, MeanStep, SequenceEncoder, VectorEncoder
+from .memory import FreeAnswers, MemoryNetwork, RecentDecoder, TiedAnswers
+from .grid_decoder import GridDecoder
 from .mixer_decoder import DecoderLayer, MixerDecoder
+from .pointer import PointerAttend, PointerDecoder, PointerNet
+from .multi_source import MultiSourceEncoder, MultiSourceLayer
 from .recurrent_decoder import RecurrentDecoder
+from .red import RedForm, RedSize, RegularisedEncoderDecoder
+from .stacked_decoder import StackedDecoder, UnfoldingEncoder
 
 __all__ = [
     "DecoderLayer",
+    "DepthLayer",
     "EncoderDecoder",
+    "FreeAnswers",
+    "GridDecoder",
     "LanguageModel",
     "LastStep",
     "MeanStep",
+    "MemoryNetwork",
     "MixerDecoder",
+    "MultiSourceEncoder",
+    "MultiSourceLayer",
+    "PointerAttend",
+    "PointerDecoder",
+    "PointerNet",
+    "RecentDecoder",
     "RecurrentDecoder",
+    "RedForm",
+    "RedSize",
+    "RegularisedEncoderDecoder",
     "SequenceEncoder",
+    "StackedDecoder",
+    "TiedAnswers",
+    "UnfoldingEncoder",
     "VectorEncoder",
 ]

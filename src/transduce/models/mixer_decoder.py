@@ -52,8 +52,10 @@ class DecoderLayer(nn.Module):
             self.attend.start(memory) if self.attend is not None else None,
         )
 
-    def forward(self, x: Tensor, state: LayerState, mask: Tensor | None) -> tuple[Tensor, LayerState]:
-        mixed, mixer_state = self.mixer(self.mixer_norm(x), state.mixer, mask=mask)
+    def forward(
+        self, x: Tensor, state: LayerState, mask: Tensor | None, resets: Tensor | None = None
+    ) -> tuple[Tensor, LayerState]:
+        mixed, mixer_state = self.mixer(self.mixer_norm(x), state.mixer, mask=mask, resets=resets)
         x = x + self.dropout(mixed)
         memory = state.memory
         if self.attend is not None:
@@ -68,7 +70,8 @@ class MixerDecoder(Decoder):
     """Embedding, decoder layers, a final norm and a head ``h -> Dist``.
 
     Without a memory this is a causal language model; with ``attend`` in its layers the decoder of any
-    encoder-decoder. Every mixer here must be causal.
+    encoder-decoder. Every mixer here must be causal. ``resets`` (B,U) begin a text anew inside of a row
+    (packed texts); the memory stays the row's own.
     """
 
     def __init__(
@@ -89,11 +92,16 @@ class MixerDecoder(Decoder):
         return tuple(layer.start(batch, memory, capacity, continues) for layer in self.layers)
 
     def forward(
-        self, prev: Tensor, state: tuple[LayerState, ...], *, mask: Tensor | None = None
+        self,
+        prev: Tensor,
+        state: tuple[LayerState, ...],
+        *,
+        mask: Tensor | None = None,
+        resets: Tensor | None = None,
     ) -> tuple[Dist, tuple[LayerState, ...]]:
         x = zero_masked(self.embed(prev), mask)
         after: list[LayerState] = []
         for layer, layer_state in zip(self.layers, state):
-            x, layer_state = layer(x, layer_state, mask)
+            x, layer_state = layer(x, layer_state, mask, resets)
             after.append(layer_state)
         return self.head(self.norm(x)), tuple(after)

@@ -2,11 +2,14 @@
 
 from .attend import AdditiveAttend, Attend, DotAttend, GeneralAttend, LocationAttend, MultiHeadAttend
 from .attention import Attention
+from .bytenet import MultiplicativeUnit, dilated_stack
 from .combine import Bidirectional, Parallel, Pointwise, Repeat, Residual, Serial
 from .convolution import CausalConv, DilatedConv
+from .depth import DepthBlock, DepthLoop, Halting
 from .dropout import SequenceDropout
 from .embed import Embed, Head
 from .feedforward import FeedForward
+from .grid import AttentivePool, DenseGrid, GatedMax, GridConv, MaxOver, MeanOver
 from .linear_rnn import MinGRU
 from .norm import LayerNorm, RMSNorm
 from .pyramid import GatedPyramid
@@ -17,8 +20,12 @@ __all__ = [
     "AdditiveAttend",
     "Attend",
     "Attention",
+    "AttentivePool",
     "Bidirectional",
     "CausalConv",
+    "DenseGrid",
+    "DepthBlock",
+    "DepthLoop",
     "DilatedConv",
     "DotAttend",
     "Elman",
@@ -27,15 +34,21 @@ __all__ = [
     "FeedForward",
     "GRU",
     "GRUCell",
+    "GatedMax",
     "GatedPyramid",
     "GeneralAttend",
+    "GridConv",
+    "Halting",
     "Head",
     "LSTM",
     "LSTMCell",
     "LayerNorm",
     "LocationAttend",
+    "MaxOver",
+    "MeanOver",
     "MinGRU",
     "MultiHeadAttend",
+    "MultiplicativeUnit",
     "Parallel",
     "Pointwise",
     "RMSNorm",
@@ -45,5 +58,6 @@ __all__ = [
     "Retention",
     "SequenceDropout",
     "Serial",
+    "dilated_stack",
     "from_torch",
 ]

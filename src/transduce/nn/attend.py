@@ -274,7 +274,7 @@ class MultiHeadAttend(Attend):
         if kv_heads < 1 or heads % kv_heads:
             raise ValueError(f"kv_heads must divide heads, got {kv_heads} and {heads}")
         self.context_width, self.remembers, self.dropout = dim, coverage, dropout
-        self.width = dim // heads
+        self.heads, self.width = heads, dim // heads
         self.query = nn.Linear(dim, dim)
         self.key_value = nn.Linear(memory_width, 2 * kv_heads * self.width)
         self.output = nn.Linear(dim, dim)

@@ -94,6 +94,10 @@ class Attention(Mixer):
         at = state.place(x.shape[1], mask, resets)
         q, k, v = self._project(x, at.position)
         keys, values, index, state = state.append(k, v, at)
+        if state.aligned:
+            if x.shape[1] == 1:  # nothing lies behind the step, so there is nothing to hide
+                return self._mix(q, keys, values, None, self._bias(at.index, index, q), False), state
+            return self._attend(q, keys, values, at.index, at.start, index), state
         # Indices restart when the arena moves its content.
         offset = state.count[:, None] - 1 - at.index[:, -1:]
         return self._attend(q, keys, values, at.index + offset, at.start + offset, index), state

@@ -110,5 +110,8 @@ class DilatedConv(Mixer):
     ) -> tuple[Tensor, State]:
         if state is not None:
             raise ValueError("a centred convolution cannot continue a state; call it with the whole sequence")
+        if mask is not None and resets is None and only_pads_right(mask):
+            # Behind the end of a row the kernel finds zeros, whether they are padding or not there at all.
+            x, mask = zero_masked(x, mask), None
         y = centred_conv(x, self.weight, self.bias, dilation=self.dilation, mask=mask, resets=resets)
         return y if self.activation is None else self.activation(y), None

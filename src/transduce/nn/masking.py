@@ -24,6 +24,15 @@ def only_pads_right(mask: Tensor | None) -> bool:
     return not bool((mask[:, 1:] & ~mask[:, :-1]).any())
 
 
+def left_aligned(data: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The valid steps of each row moved to the front in their order: (B,T,...) and its mask."""
+    if mask is None or only_pads_right(mask):
+        return data, mask
+    order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
+    moved = data.gather(1, order.view(*order.shape, *([1] * (data.dim() - 2))).expand_as(data))
+    return moved, mask.gather(1, order)
+
+
 def positions(
     x: Tensor, count: Tensor | None, mask: Tensor | None, resets: Tensor | None
 ) -> tuple[Tensor, Tensor]:

@@ -3,10 +3,12 @@
 from .align import align, score
 from .beam import Beam
 from .limits import MaxLength, ratio
-from .scorers import BlockNGrams, Constrain, CoveragePenalty, Ensemble, Fusion, LengthPenalty, StepScorer
+from .scorers import (
+    BlockNGrams, Constrain, CoveragePenalty, EachOnce, Ensemble, Fusion, LengthPenalty, StepScorer,
+)
 from .single import Greedy, Sample
 
 __all__ = [
-    "Beam", "BlockNGrams", "Constrain", "CoveragePenalty", "Ensemble", "Fusion", "Greedy", "LengthPenalty",
+    "Beam", "BlockNGrams", "Constrain", "CoveragePenalty", "EachOnce", "Ensemble", "Fusion", "Greedy", "LengthPenalty",
     "MaxLength", "Sample", "StepScorer", "align", "ratio", "score",
 ]

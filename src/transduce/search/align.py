@@ -18,7 +18,8 @@ def score(model: Model, batch: Batch) -> Tensor:
     """log p(y | x) = sum_u log p(y_u | y_<u, x) of each row's whole target, EOS included, in nats: (B,)"""
     if batch.target is None:
         raise UserError("Scoring needs a batch with targets.")
-    dist, _ = model(batch.previous, model.start(batch, continues=False), mask=batch.target.mask)
+    start = model.start(batch, continues=False)
+    dist, _ = model(batch.previous, start, mask=batch.target.mask, **batch.marks)
     log_p = dist.log_prob(batch.target.data)
     return torch.where(batch.target.valid(), log_p, torch.zeros_like(log_p)).sum(1)
 
@@ -44,9 +45,12 @@ def align(
     sources, targets = batch.source.lengths.tolist(), target.lengths.tolist()
     layers: list[Tensor] = []
     for calls in seen.values():
-        joined = torch.cat([w.mean(1) if w.dim() == 4 else w for w in calls], 1)
-        if joined.shape[1:] == (target.steps, batch.source.steps):
-            layers.append(joined.float())
+        found = [w.mean(1) if w.dim() == 4 else w for w in calls]
+        # A loop over depth taps the whole target once a depth step, a decoder that steps through it once a symbol.
+        whole = all(w.shape[1] == target.steps for w in found)
+        for joined in found if whole else [torch.cat(found, 1)]:
+            if joined.shape[1:] == (target.steps, batch.source.steps):
+                layers.append(joined.float())
     if not layers:
         return []
     mean = torch.stack(layers).mean(0)

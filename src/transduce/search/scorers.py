@@ -12,10 +12,13 @@ from transduce.core import state as states
 from transduce.core.dist import Categorical
 from transduce.core.errors import UserError
 from transduce.core.protocols import Model
-from transduce.core.seq import Batch
+from transduce.core.seq import EOS, UNK, Batch
 from transduce.core.state import State
 
 from .limits import NEVER, device_of
+
+FIRST = UNK + 1
+"""The id of the first position of a source, where symbols are positions."""
 
 
 class StepScorer(ABC):
@@ -187,6 +190,34 @@ class Constrain(StepScorer):
         history = torch.cat((state["history"], ids[:, None]), 1)
         permitted = self.allowed(history, state["sources"])
         return torch.where(permitted, 0.0, NEVER), {**state, "history": history}
+
+
+class EachOnce(StepScorer):
+    """Only permutations: every position of the source exactly once, and the end when none is left.
+
+    For models whose symbols are positions in the source, position k with the id k + 3: tours, orders. Vinyals et al.
+    2015 (arXiv 1506.03134, section 4.3) restrict the beam like this. ``max_length`` must leave room for the whole
+    source and its end.
+    """
+
+    name = "once"
+
+    def start(self, batch: Batch, rows: int) -> State:
+        if batch.source is None:
+            raise UserError("Visiting each position once needs sources; leave it out for a language model.")
+        left = torch.zeros(batch.size, FIRST + batch.source.steps, dtype=torch.bool, device=device_of(batch))
+        left[:, FIRST:] = batch.source.valid()
+        return left.repeat_interleave(rows // batch.size, 0)
+
+    def score(self, ids: Tensor, state: Tensor, num_symbols: int) -> tuple[Tensor, Tensor]:
+        if num_symbols != state.shape[1]:
+            raise UserError(
+                "Visiting each position once needs a model that points into its source, such as pointer-networks."
+            )
+        left = state.scatter(1, ids[:, None], False)  # BOS is no position and is never left
+        allowed = left.clone()
+        allowed[:, EOS] = ~left.any(1)
+        return torch.where(allowed, 0.0, NEVER), left
 
 
 class Ensemble(Model):

@@ -16,6 +16,7 @@ import copy
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from transduce.core import state as states
@@ -105,7 +106,8 @@ def _rows(trial: _Trial) -> None:
     for i in range(batch.size):
         alone = row_of(batch, i)
         dist, _ = model(alone.previous, model.start(alone, continues=False))
-        agree(law, f"the score of row {i} alone", dist.scores[0], trial.forced[i][trial.valid[i]], allowed)
+        alone_scores = _as_wide(dist.scores[0], trial.forced)
+        agree(law, f"the score of row {i} alone", alone_scores, trial.forced[i][trial.valid[i]], allowed)
     if batch.source is None or batch.source.mask is None:
         return
     data, valid = batch.source.data, batch.source.valid()
@@ -114,6 +116,12 @@ def _rows(trial: _Trial) -> None:
     poisoned = replace(batch, source=batch.source.with_data(torch.where(keep, data, poison)))
     dist, _ = model(batch.previous, model.start(poisoned, continues=False), mask=batch.target.mask)
     trial.compare(law, "the score of a symbol with other padding in the source", dist.scores)
+
+
+def _as_wide(scores: Tensor, like: Tensor) -> Tensor:
+    """Scores (...,V) of a row alone as wide as those of its batch. Symbols that are places in the source end where the
+    row's source ends, so what the batch has beyond must be impossible."""
+    return F.pad(scores, (0, like.shape[-1] - scores.shape[-1]), value=float("-inf"))
 
 
 def _old_states(trial: _Trial) -> None:
@@ -140,7 +148,8 @@ def _beams(trial: _Trial) -> None:
                 single, _ = model(history[i, j][None], model.start(row_of(batch, group)))
                 agree(
                     "beams", f"the score of beam {j} of row {group} after {step} reorders",
-                    dist.scores[i * k + j, -1], single.scores[0, -1], tolerance("decoder", torch.float64),
+                    dist.scores[i * k + j, -1], _as_wide(single.scores[0, -1], dist.scores),
+                    tolerance("decoder", torch.float64),
                 )
         parents = torch.randint(k, (len(groups), k), generator=trial.generator)
         chosen = torch.randint(num_symbols, (len(groups), k), generator=trial.generator)

@@ -26,6 +26,9 @@ class TrainConfig:
     """At most this many passes over the training part; fractions are allowed."""
     batch_symbols: int = 8192
     """Padded symbols (source and target) in a batch. Long examples come in smaller batches."""
+    batch_cells: int | None = None
+    """At most this many padded pairs of a source and a target symbol in a batch, for models that hold a value
+    for every such pair; None for no such limit."""
     learning_rate: float = 2e-3
     """Peak learning rate."""
     schedule: Literal["one-cycle", "cosine", "inverse-sqrt", "constant"] = "one-cycle"
@@ -38,6 +41,8 @@ class TrainConfig:
     """AdamW's decay rates of the first and second moment."""
     clip: float = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
+    pack: bool = False
+    """Language models: fill rows with several short texts instead of padding each to the longest one."""
     accumulate: int = 1
     """Batches whose gradients are summed, weighted by their symbols, before each step."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
@@ -56,6 +61,8 @@ class TrainConfig:
     """Store the weights of the best evaluation rather than the last ones."""
     log_every: int = 20
     """Steps from one line of the log to the next; widened on long runs so that about 500 lines come out."""
+    tensorboard: bool = False
+    """Write the figures of the log to the run folder's tensorboard/ as well (package tensorboard)."""
     save_every: float = 60.0
     """Seconds between checkpoints."""
     seed: int = 0
@@ -86,6 +93,18 @@ class TrainConfig:
         if self.ema is not None and not 0.0 < self.ema < 1.0:
             raise UserError(f"ema must lie between 0 and 1, or be left out, got {self.ema}.")
 
+    @property
+    def batch_limits(self) -> dict[str, int | None]:
+        """How large a batch may be, as the loader takes it."""
+        return {"batch_symbols": self.batch_symbols, "batch_cells": self.batch_cells}
+
+    def suit(self, kind: str) -> None:
+        """Raise :class:`UserError` for settings that data of this kind ("pairs", "text") cannot have."""
+        if self.pack and kind != "text":
+            raise UserError(
+                "Only texts can be packed, a row of several pairs would mix up their sources: leave pack out."
+            )
+
     def to_json(self) -> dict[str, Any]:
         """A dictionary that JSON can hold."""
         return {**dataclasses.asdict(self), "betas": list(self.betas)}
@@ -94,6 +113,7 @@ class TrainConfig:
 _AT_LEAST = {
     "max_steps": 1,
     "batch_symbols": 1,
+    "batch_cells": 1,
     "weight_decay": 0,
     "clip": 0,
     "accumulate": 1,
@@ -107,7 +127,7 @@ _AT_LEAST = {
 LIMITS = ("max_time", "max_steps", "max_epochs")
 """Fields that a resumed run may change: they move the end of the run."""
 
-FREE = ("save_every", "threads")
+FREE = ("save_every", "tensorboard", "threads")
 """Fields that a resumed run may change without any trace in the numbers (threads: up to rounding)."""
 
 

@@ -64,11 +64,12 @@ def evaluate(
     spec: DataSpec,
     *,
     batch_symbols: int = 16384,
+    batch_cells: int | None = None,
     device: torch.device | str = "cpu",
     stop: Callable[[], bool] = lambda: False,
     metrics: Sequence[str] = (),
 ) -> Evaluation:
-    """Measure ``model`` on ``encoded`` in batches of similar length.
+    """Measure ``model`` on ``encoded`` in batches of similar length, limited as in ``TrainConfig``.
 
     ``searcher`` decodes each source; None (language models) reports bits per character instead of error
     rates. ``stop`` is asked between batches; when it says True, :class:`Interrupted` is raised. ``metrics``: names of
@@ -83,7 +84,7 @@ def evaluate(
     nats, count = 0.0, 0
     found: list[list[Hypothesis]] = [[] for _ in range(rows)]
     try:
-        for batch in batches(encoded, batch_symbols):
+        for batch in batches(encoded, batch_symbols, batch_cells):
             if stop():
                 raise Interrupted
             batch = batch.to(device)
@@ -123,7 +124,7 @@ def measure(found: Sequence[Sequence[Hypothesis]], encoded: Encoded, spec: DataS
     """Error rates of each row's best hypothesis against all its references, in :func:`symbols` of the
     target."""
     field = spec.target
-    if field.units in ("chars", "words"):  # an unknown symbol is one symbol, however it is spelt
+    if field.units in ("chars", "words", "positions"):  # an unknown symbol is one symbol, however it is spelt
         predictions = [field.pieces(row[0].ids) if row else [] for row in found]
     else:
         predictions = [symbols(field.decode(row[0].ids), field.units) if row else [] for row in found]
@@ -132,7 +133,7 @@ def measure(found: Sequence[Sequence[Hypothesis]], encoded: Encoded, spec: DataS
 
 
 def symbols(text: str, units: str) -> list[str]:
-    """What errors are counted in: words where the target is split into words or BPE, characters (NFC)
+    """What errors are counted in: words where the target is split into words or BPE, positions, characters (NFC)
     otherwise."""
     text = unicodedata.normalize("NFC", text)
-    return text.split() if units in ("words", "bpe") else list(text)
+    return text.split() if units in ("words", "bpe", "positions") else list(text)

@@ -136,10 +136,11 @@ def attention_map(
     path: Path | str,
     *,
     title: str = "",
+    labels: tuple[str, str] = ("source", "target"),
 ) -> Path:
     """Draw attention weights (U,S): target symbols down, source symbols across, darker is more.
 
-    Raises ValueError when the shape does not fit the symbols.
+    ``labels``: what stands at the two axes, across and down. Raises ValueError when the shape does not fit the symbols.
     """
     matrix = np.asarray(
         weights.detach().float().cpu() if hasattr(weights, "detach") else weights, dtype=float
@@ -151,7 +152,9 @@ def attention_map(
         )
     rows, columns = matrix.shape
     cell = 0.34 if max(rows, columns) <= 40 else 13.6 / max(rows, columns)
-    figure = _figure(max(2.6, cell * columns + 1.7), max(2.2, cell * rows + 1.3))
+    # long names need room of their own, or they take it from the cells
+    down, across = (0.075 * max(0, max(map(len, names)) - 6) for names in (target_symbols, source_symbols))
+    figure = _figure(max(2.6, cell * columns + 1.7 + down), max(2.2, cell * rows + 1.3 + across))
     axes = figure.subplots()
     image = axes.imshow(matrix, cmap="Blues", vmin=0.0, vmax=max(1e-9, float(matrix.max())), aspect="equal")
     size = 9 if cell >= 0.3 else max(3.0, 9 * cell / 0.3)
@@ -161,8 +164,8 @@ def attention_map(
         axes.tick_params(axis="x", rotation=90)
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
-    axes.set_xlabel("source", fontsize=9, color=_GREY)
-    axes.set_ylabel("target", fontsize=9, color=_GREY)
+    axes.set_xlabel(labels[0], fontsize=9, color=_GREY)
+    axes.set_ylabel(labels[1], fontsize=9, color=_GREY)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     # thin white lines between the cells
@@ -217,4 +220,46 @@ def curves(
         axes.axhline(level, color=_GREY, linewidth=1.0, linestyle=(0, (4, 3)), label=label)
     if lines or levels:
         axes.legend(frameon=False, fontsize=8)
+    return _save(figure, path)
+
+
+def point_sets(
+    panels: Sequence[tuple[str, Sequence[Sequence[float]], Mapping[str, Sequence[int]]]],
+    path: Path | str,
+    *,
+    title: str = "",
+    columns: int = 3,
+) -> Path:
+    """Draw sets of points in the plane with closed ways through some of them, ``columns`` panels a row.
+
+    A panel is (name, points, {label: positions from 1 in the order of the way}). The first way is a wide pale band, so
+    that one drawn over it can be told apart from it. The first label of a colour is that of the whole figure.
+    """
+    from matplotlib.patches import Polygon
+
+    rows = -(-len(panels) // columns)
+    figure = _figure(2.2 * columns, 2.3 * rows + 0.5)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    styles = ({"linewidth": 6.0, "alpha": 0.35}, {"linewidth": 1.3}, {"linewidth": 1.3, "linestyle": (0, (4, 3))})
+    for axes, (name, points, ways) in zip(grid, panels):
+        for number, (label, positions) in enumerate(ways.items()):
+            way = [points[k - 1] for k in positions if 1 <= k <= len(points)]
+            style = styles[min(number, len(styles) - 1)]
+            drawn = Polygon(way or [(0, 0)], fill=False, edgecolor=COLOURS[number], label=label, joinstyle="round", **style)
+            drawn.set_visible(bool(way))
+            axes.add_patch(drawn)
+        axes.plot(*zip(*points), linestyle="", marker="o", markersize=3, color="#222222")
+        axes.set_title(name, fontsize=8, loc="left", color="#222222")
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_color("#d5dade")
+        axes.margins(0.08)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    handles, names = grid[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=8)
+    if title:
+        figure.suptitle(title, fontsize=10)
     return _save(figure, path)

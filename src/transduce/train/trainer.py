@@ -16,10 +16,12 @@ from transduce.core.protocols import System
 from transduce.core.seq import Batch
 from transduce.data.batching import Encoded, Loader, Prepared, batches
 
-from . import bundle, checkpoint, plots, weights
+from . import bundle, checkpoint, weights
+from .board import Board
 from .checkpoint import random_group
 from .config import TrainConfig, resumable, same
 from .distributed import World
+from .ending import finish
 from .engine import Engine, Update
 from .evaluate import Evaluation, Interrupted, evaluate
 from .plan import PROVISIONAL, Moment, Pace, Plan, cap, settle, shortened
@@ -29,6 +31,7 @@ from .schedules import factor
 from .signals import Interrupts
 from .state import RunState, TrainResult, corpus_record, data_mark
 from .storage import strict_json, to_json
+from .trouble import careful_update
 
 
 class Trainer:
@@ -47,7 +50,6 @@ class Trainer:
         config: TrainConfig,
         out: Path | str,
         *,
-        device: torch.device | str = "cpu",
         reporter: Reporter | None = None,
         resume: bool = False,
         request: Mapping[str, Any] | None = None,
@@ -61,7 +63,7 @@ class Trainer:
         self.prepared = prepared
         self.config = config
         self.out = RunFolder(Path(out))
-        self.device = torch.device(device)
+        self.device = world.device
         self.world = world
         self.reporter: Reporter = (reporter if world.main else None) or Silent()
         self.resume = resume
@@ -69,6 +71,7 @@ class Trainer:
         self.searcher = system.search if prepared.kind == "pairs" else None
         self.progress = RunState()
         self.best: dict[str, Tensor] | None = None
+        self._board = Board(self.out.path / "tensorboard") if config.tensorboard and world.main else None
 
     def run(self) -> TrainResult:
         """Train until the plan is done, patience ends or a signal comes.
@@ -90,23 +93,22 @@ class Trainer:
         try:
             if self.config.threads is not None:
                 torch.set_num_threads(self.config.threads)
-            with Interrupts() as self._interrupts:
+            with Interrupts() as self.interrupts:
                 self._begin(started)
                 reason = self._loop()
-                return self._finish(reason)
+                return finish(self, reason)
         finally:
+            if self._board is not None:
+                self._board.close()
             self.reporter.stop()
             torch.set_num_threads(threads)
 
     # ------------------------------------------------------------ begin and go on
 
     def _begin(self, started: float) -> None:
-        self.engine = Engine(
-            self.system.model, self.system.objective, self.config, self.device, self.world
-        )
-        self.loader = Loader(
-            self.prepared.train, batch_symbols=self.config.batch_symbols, seed=self.config.seed
-        )
+        c = self.config
+        self.engine = Engine(self.system.model, self.system.objective, c, self.world)
+        self.loader = Loader(self.prepared.train, seed=c.seed, packed=c.pack, **c.batch_limits)
         self._data = data_mark(self.prepared)
         self._pace = Pace()
         self._meter = Meter()
@@ -115,7 +117,7 @@ class Trainer:
             self._restore()
         else:
             self._start_fresh()
-        self.engine.precision = self.progress.precision
+        self.engine.precision, self.engine.parts = self.progress.precision, self.progress.parts
         self._started = started - self.progress.seconds
         self._saved_at = time.perf_counter()
         self._save_cost = 0.0
@@ -138,7 +140,7 @@ class Trainer:
         note = self.engine.choose_precision(self._probe_batch())
         self.engine.precision = self.world.agree(self.engine.precision)
         if note:
-            self._note(note)
+            self.note(note)
         steps, reason = self._limit
         if steps is not None:
             rows = min(len(self.prepared.valid.targets), self.config.evaluation_rows)
@@ -172,13 +174,13 @@ class Trainer:
         if self.world.main:
             self.out.rewrite_log(self.progress.history)
         for problem in found.skipped:
-            self._note(f"{problem} An older checkpoint was used.")
+            self.note(f"{problem} An older checkpoint was used.")
         if moved:
             self.progress.plan = self._moved_plan()
             self.progress.stopped_because, self.progress.stale = "", 0
         elif not self.progress.finished:
             self.progress.stopped_because = ""
-        self._note(f"resumed at step {self.progress.step} after {clock(self.progress.seconds)} of training")
+        self.note(f"resumed at step {self.progress.step} after {clock(self.progress.seconds)} of training")
 
     def _same_world(self, before: dict[str, Any]) -> None:
         """Another number of processes is fine; sharded weights are stored in another form than whole ones."""
@@ -186,14 +188,14 @@ class Trainer:
             how = "with --shard" if before["shard"] else "without --shard"
             raise UserError(f"The run at {self.out.path} was started {how} and can only go on {how}.")
         if before["processes"] != self.world.size:
-            self._note(
+            self.note(
                 f"{self.world.size} instead of {before['processes']} processes: the same batches, other dropout"
             )
 
     def _moved_plan(self) -> Plan | None:
         """After a limit was changed by the user: plan anew, at once where steps or epochs alone decide."""
         steps, reason = self._limit
-        self._note("the limits were changed, so the plan is made again")
+        self.note("the limits were changed, so the plan is made again")
         if steps is None:
             return None
         rows = len(self.prepared.valid.targets)
@@ -208,15 +210,15 @@ class Trainer:
             if now.settle:
                 self._settle()
             elif now.shorter is not None:
-                self._note(f"slower than planned: {now.shorter.steps:,} steps instead of {state.plan.steps:,}")
+                self.note(f"slower than planned: {now.shorter.steps:,} steps instead of {state.plan.steps:,}")
                 state.plan = now.shorter
             if now.interrupted_by:
                 return f"interrupted by {now.interrupted_by}"
             if state.plan is not None and state.evaluated_at != state.step:
                 if state.plan.evaluation_due(state.step, self.config.evaluations) and not self._evaluate():
-                    return f"interrupted by {self.world.agree(self._interrupts.pending)}"
+                    return f"interrupted by {self.world.agree(self.interrupts.pending)}"
             if now.save:
-                self._save()
+                self.save()
             if state.plan is not None and state.step >= state.plan.steps:
                 return state.plan.limited_by
             if self.config.patience is not None and state.stale >= self.config.patience:
@@ -230,7 +232,7 @@ class Trainer:
         steps = state.plan.steps if state.plan else PROVISIONAL
         rate = self.config.learning_rate * factor(self.config.schedule, state.step, steps, self.config.warmup)
         micro = [next(self._batches) for _ in range(self.config.accumulate)]
-        update = self.engine.update(micro, state.step, rate)
+        update = careful_update(self, micro, rate)
         state.step += 1
         state.loss_sum += update.loss * update.symbols
         state.loss_symbols += update.symbols
@@ -259,7 +261,7 @@ class Trainer:
         """What the clock and the signals ask for before the next step; the first process looks for all."""
         if not self.world.main:
             return None
-        state, elapsed = self.progress, self._elapsed()
+        state, elapsed = self.progress, self.elapsed()
         settle = shorter = None
         if state.plan is None or not state.plan.settled:
             settle = self._pace.known(self.config.max_time, elapsed)
@@ -272,7 +274,7 @@ class Trainer:
                 state.plan, self.config, state.step, elapsed, self._pace, state.seconds_per_row
             )
         due = time.perf_counter() - self._saved_at > max(self.config.save_every, 20 * self._save_cost)
-        return Moment(bool(settle), shorter, due and state.step > 0, self._interrupts.pending)
+        return Moment(bool(settle), shorter, due and state.step > 0, self.interrupts.pending)
 
     def _settle(self) -> None:
         """Turn the time budget into a plan, now that the speed is known."""
@@ -280,25 +282,25 @@ class Trainer:
         if cost is None:  # interrupted
             return
         state.seconds_per_row, rows = cost, len(self.prepared.valid.targets)
-        plan = settle(self.config, state.step, self._elapsed(), self._pace, cost, rows, self._limit)
+        plan = settle(self.config, state.step, self.elapsed(), self._pace, cost, rows, self._limit)
         state.plan = self.world.agree(plan)
-        self._note(
+        self.note(
             f"plan: {state.plan.steps:,} steps, {1000 * self._pace.per_step:.0f} ms each; "
             f"held-out errors on {state.plan.evaluation_rows:,} of {rows:,} examples"
         )
 
     def _cost_of_a_row(self) -> float | None:
         """Seconds to evaluate a held-out row, rather too many than too few. None: interrupted."""
-        self._measure(min(8, len(self.prepared.valid.targets)))  # kernels of the decoder are compiled here
-        found = self._measure(min(128, len(self.prepared.valid.targets)))
+        self.measure(min(8, len(self.prepared.valid.targets)))  # kernels of the decoder are compiled here
+        found = self.measure(min(128, len(self.prepared.valid.targets)))
         return None if found is None else found.seconds / found.rows
 
-    def _elapsed(self) -> float:
+    def elapsed(self) -> float:
         return time.perf_counter() - self._started
 
     # ------------------------------------------------------------ evaluation
 
-    def _measure(self, rows: int) -> Evaluation | None:
+    def measure(self, rows: int) -> Evaluation | None:
         """Evaluate the model on ``rows`` held-out examples, always the same ones; None: interrupted."""
         part, total = self.prepared.valid, len(self.prepared.valid.targets)
         if rows < total:
@@ -318,8 +320,9 @@ class Trainer:
                     part,
                     self.prepared.spec,
                     batch_symbols=2 * self.config.batch_symbols,
+                    batch_cells=self.config.batch_cells,
                     device=self.device,
-                    stop=lambda: self._interrupts.pending is not None,
+                    stop=lambda: self.interrupts.pending is not None,
                 )
         except Interrupted:
             return None
@@ -328,7 +331,7 @@ class Trainer:
         """Evaluate, log, and keep the weights if they are the best so far. False: interrupted."""
         state = self.progress
         with self.engine.evaluated_weights():
-            found = self._measure(state.plan.evaluation_rows)
+            found = self.measure(state.plan.evaluation_rows)
             if found is None:
                 return False
             score = found.loss if found.symbol_error is None else found.symbol_error
@@ -351,21 +354,23 @@ class Trainer:
         record = {
             "step": self.progress.step,
             "epoch": round(self.loader.epoch, 4),
-            "seconds": round(self._elapsed(), 3),
+            "seconds": round(self.elapsed(), 3),
             **numbers,
         }
         self.progress.history.append(record)
         if self.world.main:
             self.out.append_log(record)
+            if self._board is not None:
+                self._board.add(record)
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
         self.progress.events.append(f"step {self.progress.step}: {text}")
         self.reporter.note(text)
 
-    def _save(self) -> None:
+    def save(self) -> None:
         begun = time.perf_counter()
         state = self.progress
-        state.seconds = self._elapsed()
+        state.seconds = self.elapsed()
         state.ema_steps = self.engine.ema.steps if self.engine.ema else 0
         groups = self.engine.tensors() | ({"best": self.best} if self.best is not None else {})
         groups |= {random_group(r): states for r, states in enumerate(self.world.gathered(groups["random"]))}
@@ -382,69 +387,7 @@ class Trainer:
         self._saved_at = time.perf_counter()
         self._save_cost = self._saved_at - begun
 
-    def _finish(self, reason: str) -> TrainResult:
-        state = self.progress
-        state.stopped_because = reason
-        self._save()
-        metrics = {} if self.world.agree(self._interrupts.pending) else self._final_metrics()
-        pending = self.world.agree(self._interrupts.pending)
-        if pending:  # perhaps only during that last measurement, which a resumed run repeats
-            reason = f"interrupted by {pending}"
-            self._note(f"{reason} at step {state.step}; go on with --resume")
-        if self.world.main:
-            plots.learning_curve(
-                state.history,
-                self.out.curve,
-                sequence_name=self.prepared.sequence_name,
-                symbol_name=self.prepared.symbol_name,
-            )
-        written = self._write_bundle(metrics, reason)
-        return TrainResult(metrics, state.history, reason, state.step, self._elapsed(), written)
-
-    def _final_metrics(self) -> dict[str, Any]:
-        """Measure the weights that go into the bundle on all held-out examples that the budget allows."""
-        rows = self.progress.plan.final_rows
-        current = None
-        with self.engine.evaluated_weights():
-            if self.best is not None:
-                current = weights.snapshot(self.system.model)
-                weights.restore(self.system.model, self.best, what="The best weights")
-            else:
-                self.best = weights.snapshot(self.system.model)
-            found = self._measure(rows)
-            if current is not None:
-                weights.restore(self.system.model, current, what="The last weights")
-        return {} if found is None else {"valid": found.numbers()}
-
-    def _write_bundle(self, metrics: dict[str, Any], reason: str) -> Path:
-        """The best weights where they are known, the present ones otherwise; they also stay in the model."""
-        state = self.progress
-        if self.best is None:
-            with self.engine.evaluated_weights():
-                self.best = weights.snapshot(self.system.model)
-        training = {
-            "steps": state.step,
-            "epochs": round(self.loader.epoch, 2),
-            "seconds": round(self._elapsed(), 1),
-            "weights_of_step": (self.config.keep_best and state.best_step) or state.step,
-            "stopped_because": reason,
-            "optimiser": "AdamW",
-            "device": str(self.device),
-            "processes": self.world.size,
-            **self.config.to_json(),
-            "precision": state.precision,
-            "threads": torch.get_num_threads(),
-        }
-        about = {"corpus": corpus_record(self.prepared), "training": training}
-        system, spec = self.system, self.prepared.spec
-        written = self.out.bundle
-        if self.world.main:
-            bundle.write(written, self.best, system.name, system.config, spec, metrics, about, True)
-        weights.restore(self.system.model, self.best, what="The stored weights")
-        self.system.model.eval()
-        return written
-
     def _probe_batch(self) -> Batch:
         """A held-out batch of middling length."""
-        found = batches(self.prepared.valid, self.config.batch_symbols)
+        found = batches(self.prepared.valid, **self.config.batch_limits)
         return found[len(found) // 2]

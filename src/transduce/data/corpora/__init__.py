@@ -39,5 +39,5 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Corpus:
     if colon and (read is None or "variant" not in inspect.signature(read).parameters):
         raise DataError(f'The corpus {base} has no variants; leave out ":{variant}".')
     if read is None:
-        return synthetic.make(base)
+        return synthetic.built_in(base)
     return read(data_dir, variant=variant) if colon else read(data_dir)
