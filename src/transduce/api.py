@@ -107,16 +107,9 @@ def fit(
     request = {} if isinstance(data, Corpus) else {"data": anywhere(os.fspath(data))}
     for note in corpus.notes:
         warnings.warn(note, stacklevel=2)
-    result = Trainer(
-        built,
-        prepared,
-        settings,
-        out,
-        world=World.alone(device),
-        reporter=reporter(),
-        resume=resume,
-        request=request,
-    ).run()
+    world = World.alone(device)
+    run = Trainer(built, prepared, settings, out, world=world, reporter=reporter(), resume=resume, request=request)
+    result = run.run()
     if result.interrupted:
         raise KeyboardInterrupt(f"stopped at step {result.steps}; fit(..., resume=True) goes on")
     return load(out, device=device)
@@ -279,7 +272,6 @@ class Transducer:
             encoded,
             self.spec,
             batch_symbols=BATCH_SYMBOLS // (beam or 1),
-            device=self.device,
             metrics=self.corpus.get("metrics", ()) if metrics is None else metrics,
         )
 

@@ -321,7 +321,6 @@ class Trainer:
                     self.prepared.spec,
                     batch_symbols=2 * self.config.batch_symbols,
                     batch_cells=self.config.batch_cells,
-                    device=self.device,
                     stop=lambda: self.interrupts.pending is not None,
                 )
         except Interrupted:
