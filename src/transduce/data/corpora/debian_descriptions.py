@@ -46,7 +46,7 @@ def descriptions(text: str) -> dict[str, Description]:
         if head is None:
             continue
         package, key, synopsis = head.groups()
-        paragraphs = re.split(r"^ \. *$", record[head.end() :].partition("\n\n")[0], flags=re.M)
+        paragraphs = re.split(r"^ \. *$", record[head.end() :].partition("\n\n")[0], flags=re.MULTILINE)
         whole = tuple(" ".join(p.split()) for p in paragraphs if p.strip())
         found.setdefault(key, Description(package, " ".join(synopsis.split()), whole))
     return found

@@ -69,7 +69,7 @@ DIGESTS = {
     "zh-tw": "f79cb2bee8d8d783efd825051a957b4c97a56dad5a05bde0ee90e66099331209",
 }
 
-_UNIT = re.compile(r'<(p|h[1-6])\b[^>]*?\bid="((?:par|hd|tit)[^"]*)"[^>]*>(.*?)</\1>', re.S)
+_UNIT = re.compile(r'<(p|h[1-6])\b[^>]*?\bid="((?:par|hd|tit)[^"]*)"[^>]*>(.*?)</\1>', re.DOTALL)
 _TAG = re.compile(r"<(/?)(\w+)([^>]*)>|([^<]+)")
 
 
