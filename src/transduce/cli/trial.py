@@ -102,7 +102,7 @@ def _train(request: Request, corpus: Corpus, device: Any) -> TrainResult:
 
     page = systems.find(request.system)
     model, train = divided(page, request.values)
-    vocabulary = request.data.get("vocabulary") or 8000
+    vocabulary = request.data.get("vocabulary")
     prepared, system = assemble(
         page, corpus, replaced(page.config_type(), model), vocabulary=vocabulary, seed=request.seed
     )

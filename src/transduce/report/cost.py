@@ -32,9 +32,9 @@ def decoding_costs(
 
     ``bytes``: live content of the state at that point, the memory it attends to included. ``seconds``: median
     of 15 steps, the choice of the best symbol included; ``chunk_seconds``: reading source and chunk. A length
-    that the model refuses has ``refused`` with the reason instead; so has one that would not fit into the time
-    that is left of ``seconds``, judged by the length before it: the chunk growing with the square of the
-    length, the steps with the length.
+    that the model refuses has ``refused`` with the reason instead; so has one that would not fit into what is
+    left of ``seconds``, judged by the length before it: the chunk growing with the square of the length, the
+    steps with the length.
     """
     was_training = model.training
     model.eval()
