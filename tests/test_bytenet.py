@@ -150,6 +150,18 @@ def test_search_laws():
     check_search(make)
 
 
+@pytest.mark.parametrize("memory", [8, None])
+def test_texts_packed_into_one_row_are_scored_as_alone(memory):
+    torch.manual_seed(0)
+    decoder = _decoder(memory).double().eval()
+    source = None if memory is None else Seq(torch.randn(1, 5, 8, dtype=torch.float64))
+    texts = [torch.randint(4, 20, (1, n)) for n in (6, 3, 8)]
+    begins = torch.cat([torch.arange(t.shape[1])[None] == 0 for t in texts], 1)
+    packed, _ = decoder(torch.cat(texts, 1), decoder.start(1, source, continues=False), resets=begins)
+    alone = [decoder(t, decoder.start(1, source, continues=False))[0].scores for t in texts]
+    torch.testing.assert_close(packed.scores, torch.cat(alone, 1))
+
+
 def test_decoding_goes_on_past_the_memory():
     torch.manual_seed(0)
     encoder = UnfoldingEncoder(Embed(20, 8), Pointwise(nn.Identity()))

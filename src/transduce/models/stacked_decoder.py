@@ -13,7 +13,7 @@ from transduce.core.errors import UserError
 from transduce.core.protocols import Decoder, Encoder, Mixer
 from transduce.core.seq import PAD, Seq, length_mask, zero_masked
 from transduce.core.state import Shared, State
-from transduce.nn.masking import left_aligned, positions
+from transduce.nn.masking import left_aligned, positions, valid_resets
 from transduce.nn.norm import LayerNorm
 
 
@@ -76,6 +76,7 @@ class StackedDecoder(Decoder):
     None) the decoder is a language model over W E y_{t-1}. One step costs what the mixer's step costs,
     however much was written. Kalchbrenner et al. 2016 (arXiv 1610.10099), sections 3.1 to 3.4.
 
+    ``resets`` (B,U) begin a text anew inside of a row (packed texts); it then stands on the row's memory again.
     ``head``: h (B,U,width) -> Dist. Raises ValueError for a mixer that is not causal.
     """
 
@@ -117,14 +118,19 @@ class StackedDecoder(Decoder):
         return StackedState(mixer, source, count if source is not None else None)
 
     def forward(
-        self, prev: Tensor, state: StackedState, *, mask: Tensor | None = None
+        self,
+        prev: Tensor,
+        state: StackedState,
+        *,
+        mask: Tensor | None = None,
+        resets: Tensor | None = None,
     ) -> tuple[Dist, StackedState]:
         x, count = self.dropout(self.embed(prev)), state.count
         if state.source is not None:
-            at, count = positions(prev, state.count, mask, None)
+            at, count = positions(prev, state.count, mask, valid_resets(resets, mask))
             under = _read(state.source, at.expand(prev.shape))
             x = torch.cat((x, under.to(x.dtype)), -1)
-        y, mixer = self.mixer(zero_masked(self.enter(x), mask), state.mixer, mask=mask)
+        y, mixer = self.mixer(zero_masked(self.enter(x), mask), state.mixer, mask=mask, resets=resets)
         return self.head(self.dropout(self.leave(y))), StackedState(mixer, state.source, count)
 
 
