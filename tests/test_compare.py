@@ -234,7 +234,7 @@ def record(label, wrong, seed=0, cost=100):
         "label": label, "system": label, "seed": seed, "config": {}, "parameters": 10, "weight_bytes": 40,
         "training": {"epochs": 1.0, "steps": 5, "seconds": 1.0}, "peak_bytes": 1 << 20, "seconds": 2.0,
         "speed": {"symbols_per_second": 9.0, "rows_per_second": 1.0, "losses": [], "curve": []},
-        "numbers": {}, "rows": len(wrong), "measuring_seconds": 0.5, "examples": [], "attention": None,
+        "numbers": {"bleu": 12.5 + seed}, "rows": len(wrong), "measuring_seconds": 0.5, "examples": [], "attention": None,
         "counts": {"sequence_error": [wrong, [1] * len(wrong)], "symbol_error": [wrong, [4] * len(wrong)]},
         "costs": [{"length": 4, "bytes": cost, "seconds": 1e-3}, {"length": 16, "refused": "too <long>"}],
     }  # fmt: skip
@@ -242,7 +242,7 @@ def record(label, wrong, seed=0, cost=100):
 
 ABOUT = {
     "kind": "pairs", "sequence_name": "word error", "symbol_name": "letter error", "corpus": "c<o>rpus",
-    "budget": 1.0, "seeds": 1, "split": "test", "beam": None, "lengths": [4, 16], "device": "cpu",
+    "budget": 1.0, "seeds": 1, "split": "test", "scores": ["bleu"], "beam": None, "lengths": [4, 16], "device": "cpu",
     "command": "transduce compare a b", "systems": {"a": "a", "b": "b", "d": "d"},
 }  # fmt: skip
 
@@ -268,6 +268,8 @@ def test_seeds_are_pooled_by_row():
     one, two = record("a", [1, 0, 0, 0]), record("a", [1, 1, 0, 0], seed=1)
     found = figure([one, two], "sequence_error")
     assert found["value"] == pytest.approx(3 / 8) and found["seeds"] == [0.25, 0.5]
+    titles, rows = columns(merge(ABOUT, ["a"], [one, two]))
+    assert rows[0][titles.index("BLEU")] == "13.00"
 
 
 def test_symbols_rank_where_hardly_a_row_is_right():

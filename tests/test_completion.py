@@ -29,6 +29,7 @@ def test_commands_flags_and_choices():
     assert candidates(["eval", "x", "--split", "v"]) == ["valid"]
     assert candidates(["compare", "rnnsearch", "rnn"]) == []  # it stands there already
     assert "transformer" in candidates(["compare", "rnnsearch", ""])
+    assert candidates(["data", "ch"]) == ["check"] and "--quarantine" in candidates(["data", "check", "--q"])
     assert candidates(["nothing", ""]) == []
 
 

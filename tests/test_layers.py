@@ -20,6 +20,7 @@ LAYERS = {
     "testing": 4,
     "analysis": 4,
     "systems": 5,
+    "report": 5,
     "cli": 6,
     "api": 6,
 }

@@ -32,7 +32,7 @@ from transduce.data import (
 from transduce.data.files import LONGEST
 from transduce.search import Beam, LengthPenalty, Sample, align, ratio, score
 from transduce.systems.build import assemble
-from transduce.train import RunFolder, TrainConfig, Trainer, bundle, prepare_out
+from transduce.train import RunFolder, TrainConfig, Trainer, World, bundle, prepare_out
 from transduce.train.evaluate import Evaluation, evaluate
 from transduce.train.progress import reporter
 
@@ -100,6 +100,7 @@ def fit(
     corpus = data if isinstance(data, Corpus) else load_corpus(os.fspath(data))
     prepared, built = assemble(page, corpus, config, seed=train.seed if train is not None else 0)
     settings = train or built.train or TrainConfig()
+    settings.suit(prepared.kind)
     if not resume:
         prepare_out(Path(out), force=force)
     built.model.to(device)
@@ -107,7 +108,14 @@ def fit(
     for note in corpus.notes:
         warnings.warn(note, stacklevel=2)
     result = Trainer(
-        built, prepared, settings, out, device=device, reporter=reporter(), resume=resume, request=request
+        built,
+        prepared,
+        settings,
+        out,
+        world=World.alone(device),
+        reporter=reporter(),
+        resume=resume,
+        request=request,
     ).run()
     if result.interrupted:
         raise KeyboardInterrupt(f"stopped at step {result.steps}; fit(..., resume=True) goes on")

@@ -6,19 +6,22 @@ import json
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Callable, Literal, Sequence
 
 import tyro
 
 from transduce.core.errors import DataError, UserError, nearest
 
-from .data import Units
+from .data import SourceUnits, TargetUnits
 from .options import parse
 
 if TYPE_CHECKING:
     from transduce.data.files import Part
     from transduce.data.quarantine import Bad
     from transduce.data.rows import Rules
+
+
+Units = Literal["chars", "words", "bytes", "bpe"]
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,9 @@ class CheckData:
     """Name of the source column (source where left out); de+fr joins two columns."""
     target_column: str | None = None
     """Name of the target column (target where left out)."""
-    source_units: Units = "chars"
+    source_units: SourceUnits = "chars"
     """How sources are split into the symbols that are counted."""
-    target_units: Units = "chars"
+    target_units: TargetUnits = "chars"
     """How targets are split into the symbols that are counted."""
     max_bad: float = 0.01
     """Share of rows that may be broken; above it the command ends with code 1."""

@@ -107,6 +107,7 @@ class Comparison:
             "kind": corpus.kind,
             "sequence_name": corpus.sequence_name,
             "symbol_name": corpus.symbol_name,
+            "scores": list(corpus.metrics),
             "split": "test" if len(corpus.test) else "valid",
             **self.request(),
         }

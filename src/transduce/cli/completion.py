@@ -17,6 +17,11 @@ from pathlib import Path
 from transduce.core.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parent.parent
+TABLES = ("_RULES", "TASKS", "_KINDS", "_OTHERS")
+"""Dictionaries of generated corpora, by name."""
+
+SECOND = {"data": ["check"]}
+"""Commands with a word of their own behind them."""
 
 BASH = """\
 # Completion of transduce for bash. Once:
@@ -115,6 +120,8 @@ def candidates(words: Sequence[str]) -> list[str]:
         return _fitting(list(SCRIPTS), start)
     if command not in COMMANDS:
         return []
+    if command in SECOND and len(before) == 1:
+        return _fitting([*SECOND[command], "--help"], start)
     flags = {f.name: f for f in flags_of(command, before[1:])}
     last = before[-1]
     if last.startswith("--") and not start.startswith("-") and len(before) > 1:
@@ -165,14 +172,16 @@ def systems() -> list[str]:
 
 
 def corpora() -> list[str]:
-    """Names of all built-in corpora, the generated ones by the rules in their source."""
+    """Names of all built-in corpora, the generated ones by the tables in their source."""
     pages = (PACKAGE / "data" / "corpora").glob("*.py")
     real = sorted(p.stem.replace("_", "-") for p in pages if not p.stem.startswith("_"))
-    rules: list[str] = []
-    for node in ast.walk(_tree(PACKAGE / "data" / "synthetic" / "__init__.py")):
-        if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "_RULES":
-            rules = [f"synthetic-{key.value}" for key in node.value.keys]
-    return [*real, *rules]
+    made: list[str] = []
+    for path in sorted((PACKAGE / "data" / "synthetic").glob("*.py")):
+        for node in _tree(path).body:
+            named = isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") in TABLES
+            if named and isinstance(node.value, ast.Dict):
+                made += [k.value for k in node.value.keys if isinstance(k, ast.Constant)]
+    return [*real, *(f"synthetic-{name.removeprefix('synthetic-')}" for name in made)]
 
 
 def runs(start: str) -> list[str]:

@@ -100,27 +100,21 @@ def divided(page: Page, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict
 
 
 def try_out(page: Page, values: Mapping[str, Any]) -> None:
-    """Build the system with these settings for a one-letter alphabet, on no memory.
+    """Build the system with these settings, on no memory.
 
     Raises :class:`UserError` where a setting makes no sense, before anything is trained.
     """
-    import torch
-
-    from transduce.data import DataSpec, TextField
-    from transduce.train import TrainConfig
+    from transduce.systems.build import train_defaults
 
     model, train = divided(page, values)
-    letters = TextField.learn(["a"], "chars")
-    spec = DataSpec(letters if page.kind == "pairs" else None, letters, 8, 8)
     try:
-        with torch.device("meta"):
-            built = page.build(spec, replaced(page.config_type(), model))
+        defaults = train_defaults(page, replaced(page.config_type(), model))
     except UserError:
         raise
     except (ValueError, RuntimeError) as problem:  # widths that do not divide, say
         said = " ".join(str(problem).split()).rstrip(".")
         raise UserError(f"{page.name} cannot be built with {shown(values)}: {said}.") from None
-    replaced(built.train or TrainConfig(), train)
+    replaced(defaults, train)
 
 
 def shown(values: Mapping[str, Any]) -> str:

@@ -26,9 +26,10 @@ th, td { padding: .42rem .8rem; text-align: right; border-bottom: 1px solid var(
 th:first-child, td:first-child { text-align: left; } th { color: var(--quiet); font-weight: 600; }
 tbody tr:first-child td { background: var(--band); font-weight: 600; }
 .plain tbody tr:first-child td { background: none; font-weight: 400; }
-.examples td, .examples th { text-align: left; } .right { color: var(--good); } .wrong { color: var(--bad); }
+.examples td, .examples th { text-align: left; white-space: normal; vertical-align: top; }
+.right { color: var(--good); } .wrong { color: var(--bad); }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); gap: 1rem; }
-.maps { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; } .maps img { max-height: 24rem; }
+.maps { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; } .maps img { max-height: 34rem; }
 img { max-width: 100%; height: auto; border-radius: 6px; } figure { margin: 0; }
 code, pre { font: .86rem/1.5 ui-monospace, monospace; } pre { background: var(--band); padding: .8rem 1rem;
   border-radius: 6px; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
@@ -112,7 +113,7 @@ def _summary(merged: Mapping[str, Any]) -> str:
         said += f", {found[1]['label']} follows ({distance(merged, found[1])})"
     constant = [s["label"] for s in found if _constant(s)]
     if constant and len(constant) < len(found):
-        said += f". At no length does the decoder's own state grow in {', '.join(constant)}"
+        said += f". The state of {', '.join(constant)} does not grow with the length"
     return said + "."
 
 
@@ -128,11 +129,12 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "")
     return f'<div class=scroll><table class="{kind}">{inside}</table></div>'
 
 
-def _picture(uris: tuple[str, str], alt: str) -> str:
+def _picture(uris: tuple[str, str], alt: str, width: int | None = None) -> str:
     light, dark = uris
+    size = "" if width is None else f" width={width}"
     return (
         f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img src="{light}" alt="{html.escape(alt)}"></picture></figure>'
+        f'<img src="{light}" alt="{html.escape(alt)}"{size}></picture></figure>'
     )
 
 
@@ -146,13 +148,13 @@ def _failures(merged: Mapping[str, Any]) -> list[str]:
 
 
 def _refusals(merged: Mapping[str, Any]) -> str:
-    said = [
-        f" {s['label']} at {c['length']}: {c['refused'].rstrip('.')}."
-        for s in merged["systems"]
-        for c in s["costs"]
-        if "refused" in c
-    ]
-    return "".join(said)
+    """Why cells are empty, once for each system and reason."""
+    said: dict[tuple[str, str], list[str]] = {}
+    for s in merged["systems"]:
+        for c in s["costs"]:
+            if "refused" in c:
+                said.setdefault((s["label"], c["refused"].rstrip(".")), []).append(str(c["length"]))
+    return "".join(f" {label} at {', '.join(at)}: {why}." for (label, why), at in said.items())
 
 
 def _maps(merged: Mapping[str, Any]) -> list[str]:
@@ -160,6 +162,7 @@ def _maps(merged: Mapping[str, Any]) -> list[str]:
         _picture(
             tuple(as_uri(attention(s["attention"], theme, s["label"])) for theme in (LIGHT, DARK)),
             f"Attention of {s['label']}",
+            width=80 + 22 * len(s["attention"]["source"]),  # cells of one size in all maps
         )
         for s in merged["systems"]
         if s["attention"]

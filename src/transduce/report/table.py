@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
+from transduce.data.metrics import METRICS
+
 from .quality import behind, count_text, figure, metrics_of, size_text, time_text
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ def merge(
         mine = [r for r in records if r["label"] == label and "counts" in r]
         if mine:
             seeds[label] = mine
-            found.append(_system(label, mine, [m.name for m in metrics]))
+            found.append(_system(label, mine, [m.name for m in metrics], about["scores"]))
     first = _ranking(found, [m.name for m in metrics])
     found.sort(key=lambda s: s["quality"][first]["value"])
     for one in found[1:]:
@@ -45,7 +47,9 @@ def _ranking(found: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     return names[0]
 
 
-def _system(label: str, seeds: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+def _system(
+    label: str, seeds: Sequence[Mapping[str, Any]], names: Sequence[str], scores: Sequence[str]
+) -> dict[str, Any]:
     one = seeds[0]
     rows = len(seeds) and one["rows"]
     mean = lambda values: sum(values) / len(values)
@@ -57,6 +61,7 @@ def _system(label: str, seeds: Sequence[Mapping[str, Any]], names: Sequence[str]
         "weight_bytes": one["weight_bytes"],
         "rows": rows,
         "quality": {name: figure(seeds, name) for name in names},
+        "scores": {k: mean([s["numbers"][k] for s in seeds]) for k in scores if k in one["numbers"]},
         "epochs": mean([s["training"]["epochs"] for s in seeds]),
         "steps": mean([s["training"]["steps"] for s in seeds]),
         "trained_seconds": mean([s["training"]["seconds"] for s in seeds]),
@@ -107,13 +112,16 @@ def distance(merged: Mapping[str, Any], system: Mapping[str, Any]) -> str:
 def columns(merged: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of the main table, shared by terminal and page."""
     metrics = merged["metrics"]
-    titles = ["system", *map(heading, metrics), "behind", "parameters", "symbols/s", "epochs", "peak memory"]
+    scores = [n for n in merged["about"]["scores"] if any(n in s["scores"] for s in merged["systems"])]
+    titles = ["system", *map(heading, metrics), *(METRICS[n][0] if n in METRICS else n for n in scores)]
+    titles += ["behind", "parameters", "symbols/s", "epochs", "peak memory"]
     rows = []
     for s in merged["systems"]:
         rows.append(
             [
                 s["label"],
                 *(interval(m, s["quality"][m["name"]]) for m in metrics),
+                *(f"{s['scores'][n]:.2f}" if n in s["scores"] else "-" for n in scores),
                 distance(merged, s),
                 f"{s['parameters']:,}",
                 count_text(s["symbols_per_second"]),

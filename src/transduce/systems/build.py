@@ -31,9 +31,9 @@ def assemble(
     return prepared, page.build(prepared.spec, config if config is not None else page.config_type())
 
 
-def train_defaults(page: Page) -> TrainConfig:
+def train_defaults(page: Page, config: Any = None) -> TrainConfig:
     """The training settings that a page starts from. It is built for its sample or a one-letter alphabet, on no
-    memory."""
+    memory; with ``config``, its default where left out, so that one that makes no sense is refused here."""
     if page.sample is not None:
         rows = [Example(source, target, (target,)) for source, target in page.sample.rows]
         spec = prepare(Corpus("sample", page.kind, rows, rows, rows, *page.sample.units)).spec
@@ -41,4 +41,4 @@ def train_defaults(page: Page) -> TrainConfig:
         letters = TextField.learn(["a"], "chars")
         spec = DataSpec(letters if page.kind == "pairs" else None, letters, 8, 8)
     with torch.device("meta"):
-        return page.build(spec, page.config_type()).train or TrainConfig()
+        return page.build(spec, config if config is not None else page.config_type()).train or TrainConfig()
