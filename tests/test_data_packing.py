@@ -11,6 +11,7 @@ import torch
 from train_toys import quick
 
 from transduce import systems
+from transduce.api import fit
 from transduce.core.errors import UserError
 from transduce.core.protocols import Decoder
 from transduce.core.seq import BOS, EOS
@@ -148,10 +149,14 @@ def test_training_packs_where_it_is_asked_to(tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["pack"] is True
 
 
-def test_what_cannot_be_packed_says_so(prepared):
+def test_what_cannot_be_packed_says_so(prepared, tmp_path):
     pairs = prepare(synthetic.make("synthetic-copy", train=20, held_out=2))
     with pytest.raises(UserError, match="Only texts can be packed"):
         Loader(pairs.train, batch_symbols=100, seed=0, packed=True)
+    before = sorted(p.name for p in tmp_path.iterdir())
+    with pytest.raises(UserError, match="Only texts can be packed"):
+        fit("rnnsearch", synthetic.make("synthetic-copy", train=20, held_out=2), tmp_path, train=quick(pack=True))
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
 
     class Plain(Decoder):
         def start(self, batch, memory=None, *, capacity=None, continues=True):

@@ -112,7 +112,7 @@ def test_too_many_parts_and_units_that_hide_them_are_refused():
     with pytest.raises(UserError, match=r"has 3 parts, 2 are expected; give --sources"):
         system.model.start(batch_of(data))
     spec = prepare(Corpus("b", "pairs", data.train.examples, [], [], "bytes", "chars"), None).spec
-    with pytest.raises(UserError, match="chars or words"):
+    with pytest.raises(UserError, match="chars, words or bpe"):
         PAGE.build(spec, PAGE.config_type(**SMALL))
 
 
@@ -163,6 +163,20 @@ def test_one_attention_map_shows_all_sources(cross):
         whole = 1.0 if cross == "flat" else len(parts) / 2
         torch.testing.assert_close(weights.sum(1), torch.full((3,), whole))
         assert cut < 0 or float(weights[:, cut].abs().max()) == 0.0
+
+
+def test_translations_of_two_languages_are_scored_and_swapped():
+    pytest.importorskip("sacrebleu")
+    rows = [(f"{a} eins {SEPARATOR} {a} un", f"{a} one") for a in ("rot", "blau", "gelb", "weiss")]
+    examples = [Example(s, t, (t,)) for s, t in rows]
+    corpus = Corpus("two", "pairs", examples, examples, examples, "words", "words")
+    both, single = multi_check.translations(corpus), multi_check.translations(corpus, 1)
+    assert [e.source for e in single.test.examples] == ["rot un", "blau un", "gelb un", "weiss un"]
+    torch.manual_seed(0)
+    system, alone = (PAGE.build(p.spec, PAGE.config_type(**SMALL)) for p in (both, single))
+    assert 0.0 <= multi_check.chrf(system, both, 3) <= 100.0
+    assert 0.0 <= multi_check.chrf(system, both, 3, swap=True) <= 100.0
+    assert np.isnan(multi_check.chrf(alone, single, 3, swap=True))
 
 
 def test_a_quick_reproduction_writes_its_record(tmp_path):

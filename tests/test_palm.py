@@ -13,6 +13,7 @@ from transduce.core import state as states
 from transduce.core.errors import UserError
 from transduce.core.seq import Batch, Seq
 from transduce.core.side import collect
+from transduce.core.tap import record, replace
 from transduce.models import RedForm, RedSize, RegularisedEncoderDecoder
 from transduce.nn.attend import Memory
 from transduce.nn.partial import PartialAttention
@@ -121,6 +122,9 @@ def test_one_softmax_over_source_and_past_equals_attention_over_both():
     layer.partial = True
     with_partial, _ = layer(x, None, states.Shared(memory))
     extra = attention(q, memory.keys, memory.values, mask=mask[:, None, None]).flatten(2)
+    with record(layer, "weights"):
+        in_steps, _ = layer(x, None, states.Shared(memory))
+    torch.testing.assert_close(in_steps, with_partial)
     torch.testing.assert_close(with_partial, y + extra @ layer.output.weight.mT)
 
 
@@ -146,14 +150,10 @@ def test_attention_mass_and_sensitivity_measure_what_they_say():
     assert layer.shape == (5,) and bool(((0 < layer) & (layer < 1)).all())
 
     def read(vectors, row):
-        from transduce.core.tap import record, replace
-
         one = Batch(Seq(batch.source.data[row : row + 1]), Seq(batch.target.data[row : row + 1]))
         with replace(model, {"source": lambda x: vectors}), record(model, "layers.0.read") as seen:
             model(one.previous, model.start(one))
         return seen["layers.0.read"][0][0, 2]
-
-    from transduce.core.tap import record
 
     with record(model, "source") as seen:
         model.start(batch)

@@ -19,6 +19,7 @@ from transduce.data.synthetic import geometry, make
 from transduce.models import PointerAttend, PointerDecoder, PointerNet
 from transduce.nn.embed import Embed
 from transduce.nn.recurrent import LSTMCell, Recurrence
+from transduce.report.cost import decoding_costs
 from transduce.search import Beam, EachOnce, Greedy, Sample, ratio, score
 from transduce.systems.memory import _pointer_networks_check as full
 from transduce.systems.memory.pointer_networks import Config, pointer_networks
@@ -191,6 +192,12 @@ def test_the_page_needs_positions_and_takes_symbols():
     system = pointer_networks(DataSpec(text, PositionField(2), 2, 3), Config(hidden=8, embed=4))
     found = system.search(system.model, Batch(Seq.from_lists([[4, 5], [5, 5]]), None))
     assert all(i in (4, 5) for row in found for i in row[0].ids)
+
+
+def test_what_decoding_costs_can_be_measured_on_points():
+    spec = DataSpec(PointField(2, (0.0, 0.0), 1.0), PositionField(5), 5, 6)
+    small, large = decoding_costs(pointer_networks(spec, Config(hidden=8)).model, spec, lengths=(8, 32))
+    assert "refused" not in small and 0 < small["bytes"] < large["bytes"], "the state holds the source"
 
 
 # ---------------------------------------------------------------- geometry

@@ -217,7 +217,7 @@ def test_accumulation_weighs_every_symbol_alike(tmp_path):
     grads = []
     for group in (whole, parts):
         system = toy(data, config=ToyConfig(dropout=0.0))
-        engine = Engine(system.model, system.objective, quick(clip=0.0), torch.device("cpu"))
+        engine = Engine(system.model, system.objective, quick(clip=0.0))
         update = engine.update(group, 0, 0.0)
         grads.append((update, [p.grad.clone() for p in system.model.parameters()]))
     (one, a), (two, b) = grads

@@ -32,7 +32,7 @@ from transduce.data import (
 from transduce.data.files import LONGEST
 from transduce.search import Beam, LengthPenalty, Sample, align, ratio, score
 from transduce.systems.build import assemble
-from transduce.train import RunFolder, TrainConfig, Trainer, bundle, prepare_out
+from transduce.train import RunFolder, TrainConfig, Trainer, World, bundle, prepare_out
 from transduce.train.evaluate import Evaluation, evaluate
 from transduce.train.progress import reporter
 
@@ -100,15 +100,16 @@ def fit(
     corpus = data if isinstance(data, Corpus) else load_corpus(os.fspath(data))
     prepared, built = assemble(page, corpus, config, seed=train.seed if train is not None else 0)
     settings = train or built.train or TrainConfig()
+    settings.suit(prepared.kind)
     if not resume:
         prepare_out(Path(out), force=force)
     built.model.to(device)
     request = {} if isinstance(data, Corpus) else {"data": anywhere(os.fspath(data))}
     for note in corpus.notes:
         warnings.warn(note, stacklevel=2)
-    result = Trainer(
-        built, prepared, settings, out, device=device, reporter=reporter(), resume=resume, request=request
-    ).run()
+    world = World.alone(device)
+    run = Trainer(built, prepared, settings, out, world=world, reporter=reporter(), resume=resume, request=request)
+    result = run.run()
     if result.interrupted:
         raise KeyboardInterrupt(f"stopped at step {result.steps}; fit(..., resume=True) goes on")
     return load(out, device=device)
@@ -271,7 +272,6 @@ class Transducer:
             encoded,
             self.spec,
             batch_symbols=BATCH_SYMBOLS // (beam or 1),
-            device=self.device,
             metrics=self.corpus.get("metrics", ()) if metrics is None else metrics,
         )
 

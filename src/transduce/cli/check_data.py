@@ -6,7 +6,7 @@ import json
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Callable, Literal, Sequence
 
 import tyro
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from transduce.data.files import Part
     from transduce.data.quarantine import Bad
     from transduce.data.rows import Rules
+
+
+Units = Literal["chars", "words", "bytes", "bpe"]
 
 
 @dataclass(frozen=True)

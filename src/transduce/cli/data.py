@@ -55,10 +55,11 @@ class DataOptions:
             kept["data_dir"] = Path(kept["data_dir"])
         return cls(**kept)
 
-    def load(self) -> Corpus:
+    def load(self, *, quiet: bool = False) -> Corpus:
+        """The corpus; what should be known about it is printed unless ``quiet``."""
         from transduce.api import corpus_of
 
         corpus = corpus_of(dataclasses.asdict(self))
-        for note in corpus.notes:
+        for note in () if quiet else corpus.notes:
             print(f"note: {note}", file=sys.stderr)
         return corpus

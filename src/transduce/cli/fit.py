@@ -41,6 +41,8 @@ class RunOptions:
     devices: int = 1
     """Processes to train in on this machine (a GPU each with --device cuda). For several machines start
     `torchrun ... -m transduce.cli.main fit ...` on each, without this flag."""
+    dry_run: bool = False
+    """Tell memory, time per step and latency, measured on a few batches, and stop before the first step."""
     shard: bool = False
     """Spread weights, gradients and optimiser state over the processes (fully_shard)."""
 
@@ -66,6 +68,8 @@ def fit_command(arguments: Sequence[str]) -> int:
     from transduce.train.distributed import joined, launched
 
     device = set_up(options.run.device, options.run.devices)
+    if options.run.dry_run and (options.run.devices > 1 or launched()):
+        raise UserError("--dry-run measures one process; leave --devices out.")
     if options.run.devices > 1 and not launched():
         from .launch import launch
 
@@ -150,12 +154,18 @@ class _Job:
         from transduce.train.progress import reporter
 
         options, page = self.run_options, self.page
-        corpus = self.data.load()
+        corpus = self.data.load(quiet=not self.world.main)
         seed = self.train.get("seed", 0)
         prepared, system = assemble(
             page, corpus, replaced(page.config_type(), self.model), vocabulary=self.data.vocabulary, seed=seed
         )
         config = replaced(dataclasses.replace(system.train, max_time=self._time_left()), self.train)
+        config.suit(prepared.kind)
+        if options.dry_run:
+            from transduce.train.forecast import forecast
+
+            print("\n".join(forecast(system, prepared, config, self.world).lines(config)))
+            return 0
         if not options.resume and self.world.main:  # behind everything that can be refused: --force deletes the old run here
             prepare_out(options.out, force=options.force)
         system.model.to(self.device)
@@ -169,7 +179,7 @@ class _Job:
                 file=sys.stderr,
             )
         result = Trainer(
-            system, prepared, config, options.out, device=self.device, reporter=reporter(),
+            system, prepared, config, options.out, reporter=reporter(),
             resume=options.resume, request=self.data.to_json(), world=self.world,
         ).run()  # fmt: skip
         if not self.world.main:

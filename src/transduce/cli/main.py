@@ -20,6 +20,7 @@ COMMANDS = {
     "eval": ("transduce.cli.use", "eval_command", "measure a trained model"),
     "predict": ("transduce.cli.use", "predict_command", "ask a trained model"),
     "data": ("transduce.cli.check_data", "data_command", "check your own data before you train on them"),
+    "replay": ("transduce.cli.replay", "replay_command", "compute the step again at which a run lost its numbers"),
     "reproduce": (
         "transduce.cli.info",
         "reproduce_command",

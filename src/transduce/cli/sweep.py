@@ -252,7 +252,7 @@ class Sweep:
     ) -> tuple[float | None, str]:
         """The error on the validation part, or None and why. No reason: the user has stopped it."""
         from transduce.systems.build import assemble
-        from transduce.train import TrainConfig, Trainer
+        from transduce.train import TrainConfig, Trainer, World
         from transduce.train.engine import NotFinite
 
         from .trial import sentence
@@ -276,7 +276,7 @@ class Sweep:
         with place as folder, sentence(only_memory=True) as said:
             try:
                 result = Trainer(
-                    system, prepared, settings, Path(folder) / "run", device=device, reporter=Watch(trial),
+                    system, prepared, settings, Path(folder) / "run", world=World.alone(device), reporter=Watch(trial),
                 ).run()  # fmt: skip
             except NotFinite:
                 return None, "the loss was no longer a finite number"

@@ -94,7 +94,7 @@ def trained(run: Path) -> bool:
 def _train(request: Request, corpus: Corpus, device: Any) -> TrainResult:
     from transduce import systems
     from transduce.systems.build import assemble
-    from transduce.train import TrainConfig, Trainer, checkpoint, prepare_out
+    from transduce.train import TrainConfig, Trainer, World, checkpoint, prepare_out
     from transduce.train.progress import reporter
     from transduce.train.run import RunFolder
 
@@ -116,7 +116,7 @@ def _train(request: Request, corpus: Corpus, device: Any) -> TrainResult:
         prepare_out(request.run, force=True)
     system.model.to(device)
     return Trainer(
-        system, prepared, settings, request.run, device=device, reporter=reporter(), resume=resume,
+        system, prepared, settings, request.run, world=World.alone(device), reporter=reporter(), resume=resume,
         request=request.data,
     ).run()  # fmt: skip
 

@@ -46,7 +46,7 @@ LOOK_EVERY = 1 << 14
 """Rows between two looks at how much memory all of them will take."""
 LOOK_FROM = 1 << 24
 """Bytes of text below which nobody has to look."""
-NEED = 2.0
+NEED = 2.2
 """Memory that training takes for every byte that the rows themselves do: symbols, order, room to sort."""
 
 _READERS: dict[str, Callable[[Path, Rules, Progress], Iterator[Found]]] = {

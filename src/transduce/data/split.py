@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable, Sequence
+from typing import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -21,7 +21,7 @@ def part_of(source: str) -> str:
     return "test" if number < 10 else "valid" if number < 12 else "train"
 
 
-def fingerprints(examples: Iterable[Any]) -> tuple[np.ndarray, np.ndarray]:
+def fingerprints(examples: Iterable[Example]) -> tuple[np.ndarray, np.ndarray]:
     """:func:`fingerprint` of every example's source (texts: of the text itself): (N,) uint64 and (N,) uint8."""
     known = getattr(examples, "fingerprints", None)
     if known is not None:
@@ -30,14 +30,14 @@ def fingerprints(examples: Iterable[Any]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([k for k, _ in found], dtype=np.uint64), np.array([b for _, b in found], dtype=np.uint8)
 
 
-def pick(examples: Sequence[Any], where: np.ndarray) -> Sequence[Any]:
+def pick(examples: Sequence[Example], where: np.ndarray) -> Sequence[Example]:
     """The examples at which the (N,) bool ``where`` is True, in their order."""
     rows = np.flatnonzero(where)
     select = getattr(examples, "select", None)
     return select(rows) if select is not None else [examples[i] for i in rows]
 
 
-def split(examples: Sequence[Any]) -> dict[str, Sequence[Any]]:
+def split(examples: Sequence[Example]) -> dict[str, Sequence[Example]]:
     """Examples by part, keyed by their source (texts: by the text itself).
 
     A set so small that a part would stay empty gives it the source with the lowest hash instead.
@@ -52,7 +52,7 @@ def split(examples: Sequence[Any]) -> dict[str, Sequence[Any]]:
     return {name: pick(examples, part == number) for number, name in enumerate(("train", "valid", "test"))}
 
 
-def carve(examples: Sequence[Any], name: str) -> tuple[Sequence[Any], Sequence[Any]]:
+def carve(examples: Sequence[Example], name: str) -> tuple[Sequence[Example], Sequence[Example]]:
     """A training part without its sources of the part ``name``, and those: for data that bring no such part."""
     parts = split(examples)
     keys, _ = fingerprints(examples)
@@ -60,7 +60,7 @@ def carve(examples: Sequence[Any], name: str) -> tuple[Sequence[Any], Sequence[A
     return pick(examples, ~taken), pick(examples, taken)
 
 
-def overlap(held_out: Sequence[Any], train: Sequence[Any]) -> np.ndarray:
+def overlap(held_out: Sequence[Example], train: Sequence[Example]) -> np.ndarray:
     """(N,) bool: which held-out examples have a source that stands in the training part."""
     return np.isin(fingerprints(held_out)[0], fingerprints(train)[0])
 

@@ -28,6 +28,8 @@ class DepthLayer(nn.Module):
             attend.start(memory) if attend is not None else None,
         )
 
-    def forward(self, x: Tensor, state: LayerState, mask: Tensor | None) -> tuple[Tensor, LayerState]:
-        y, after = self.mixer(x, state.mixer, mask=mask, memory=state.memory)
+    def forward(
+        self, x: Tensor, state: LayerState, mask: Tensor | None, resets: Tensor | None = None
+    ) -> tuple[Tensor, LayerState]:
+        y, after = self.mixer(x, state.mixer, mask=mask, resets=resets, memory=state.memory)
         return y, LayerState(after, state.memory)

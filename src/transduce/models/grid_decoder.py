@@ -43,7 +43,7 @@ class GridDecoder(Decoder):
         attend: collapses the source axis; named so because its weights are what other decoders' attention is.
         head: (B,U,D) -> Dist, where D is the width of ``readout``.
         readout: width that the aggregated channels are mapped to: that of a tied embedding, for one.
-        dropout: on the grid's input and on the readout.
+        dropout: on the embeddings of either side and on the readout.
     """
 
     def __init__(
@@ -69,14 +69,14 @@ class GridDecoder(Decoder):
         if memory is None:
             raise ValueError("this decoder reads a source: give start() a memory")
         data, valid = left_aligned(memory.data, memory.mask)
-        source = Shared((zero_masked(data, valid), valid), batch // memory.batch)
+        source = Shared((self.dropout(zero_masked(data, valid)), valid), batch // memory.batch)
         return GridState(source, self.grid.init_state(batch, memory.steps) if continues else None)
 
     def forward(
         self, prev: Tensor, state: GridState, *, mask: Tensor | None = None
     ) -> tuple[Dist, GridState]:
         source, valid = state.source.flat()
-        target, rows = zero_masked(self.embed(prev), mask), state.rows
+        target, rows = self.dropout(zero_masked(self.embed(prev), mask)), state.rows
         at_once = max(1, self.cells // (source.shape[0] * source.shape[1]))
         if torch.is_grad_enabled() or prev.shape[1] <= at_once:
             found, rows = self._rows(source, target, rows, valid, mask)
@@ -96,5 +96,5 @@ class GridDecoder(Decoder):
         """source (B,S,E), target (B,U,E) -> (B,U,width)"""
         size = (target.shape[0], target.shape[1], source.shape[1], -1)
         x = torch.cat((source[:, None].expand(size), target[:, :, None].expand(size)), -1)
-        y, rows = self.grid(self.dropout(x), rows, valid=valid, mask=mask)
+        y, rows = self.grid(x, rows, valid=valid, mask=mask)
         return self.attend(y, valid), rows

@@ -106,8 +106,10 @@ class MultiSourceLayer(nn.Module):
             ),
         )
 
-    def forward(self, x: Tensor, state: LayerState, mask: Tensor | None) -> tuple[Tensor, LayerState]:
-        mixed, mixer_state = self.mixer(self.mixer_norm(x), state.mixer, mask=mask)
+    def forward(
+        self, x: Tensor, state: LayerState, mask: Tensor | None, resets: Tensor | None = None
+    ) -> tuple[Tensor, LayerState]:
+        mixed, mixer_state = self.mixer(self.mixer_norm(x), state.mixer, mask=mask, resets=resets)
         with record(self.attend, "*weights") if listening() else nullcontext() as seen:
             x, states = self.attend(x + self.dropout(mixed), state.memory.states, mask=mask)
         if seen:

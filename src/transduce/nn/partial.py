@@ -78,30 +78,52 @@ class PartialAttention(nn.Module):
             offset = past.count[:, None] - 1 - at.index[:, -1:]  # indices restart when the arena moves
             index, start = at.index + offset, at.start + offset
         seen = (key_index[:, None] <= index[..., None]) & (key_index[:, None] >= start[..., None])  # (B,U,L)
-        own = torch.einsum("buhk,blhk->buhl", q, k.to(q.dtype))
-        y = self._read(q, own, seen.expand(x.shape[0], -1, -1), v.to(q.dtype), source)
+        k, v = k.to(q.dtype), v.to(q.dtype)
+        # Beams of one source fold their queries, and who listens wants to see the weights; a kernel does neither.
+        plain = not listening() and (source is None or source.fanout == 1)
+        y = (self._read_at_once if plain else self._read)(q, k, v, seen, source)
         return self.output(y.flatten(2)), past
 
-    def _read(self, q: Tensor, own: Tensor, seen: Tensor, v: Tensor, source: Shared | None) -> Tensor:
-        """Scores over the past (B,U,H,L), seen (B,U,L) -> (B,U,H,K)."""
+    def _read_at_once(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, source: Shared | None) -> Tensor:
+        """Queries (B,U,H,K), the past (B,L,H,K), seen (B or 1,U,L) -> (B,U,H,K), by the fused kernel."""
+        if source is None:
+            return attention(q, k, v, mask=seen[:, None], scale=1.0)
+        memory: Memory = source.value
+        visible = _beside(memory.mask, memory.keys.shape[1], seen)[:, None]
+        keys, values = torch.cat((memory.keys, k), 1), torch.cat((memory.values, v), 1)
+        y = attention(q, keys, values, mask=visible, scale=1.0)
+        if self.partial:
+            valid = None if memory.mask is None else memory.mask[:, None, None]
+            y = y + attention(q, memory.keys, memory.values, mask=valid, scale=1.0)
+        return y
+
+    def _read(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, source: Shared | None) -> Tensor:
+        """The same in single steps, with rows that share a source and with the weights in view."""
+        own = torch.einsum("buhk,blhk->buhl", q, k)
         if source is None:
             return torch.einsum("buhl,blhk->buhk", self._tapped(masked_softmax(own, seen[:, :, None])), v)
         memory: Memory = source.value
         scores = source.unfold(torch.einsum("guhk,gshk->guhs", source.fold(q), memory.keys))
-        valid = None
-        if memory.mask is not None:
-            valid = memory.mask.repeat_interleave(source.fanout, 0)[:, None]
-        there = (
-            torch.ones(1, 1, scores.shape[-1], dtype=torch.bool, device=q.device) if valid is None else valid
-        )
-        visible = torch.cat((there.expand(*seen.shape[:2], -1), seen), -1)[:, :, None]
+        valid = None if memory.mask is None else memory.mask.repeat_interleave(source.fanout, 0)
+        visible = _beside(valid, scores.shape[-1], seen)[:, :, None]
         weights = self._tapped(masked_softmax(torch.cat((scores, own), -1), visible))
         for_source, for_past = weights.split((scores.shape[-1], own.shape[-1]), -1)
         if self.partial:
             # Both readings of the source go through one product with its values.
-            for_source = for_source + masked_softmax(scores, None if valid is None else valid[:, :, None])
+            alone = None if valid is None else valid[:, None, None]
+            for_source = for_source + masked_softmax(scores, alone)
         read = source.unfold(torch.einsum("guhs,gshk->guhk", source.fold(for_source), memory.values))
         return read + torch.einsum("buhl,blhk->buhk", for_past, v)
 
     def _tapped(self, weights: Tensor) -> Tensor:
         return tap(self, "weights", weights.transpose(1, 2)).transpose(1, 2) if listening() else weights
+
+
+def _beside(valid: Tensor | None, size: int, seen: Tensor) -> Tensor:
+    """What a query may see of the source, (B,S) or None for all of its ``size`` steps, before what it may see of
+    the past (B or 1,U,L): (B or 1,U,S+L)"""
+    if valid is None:
+        valid = torch.ones(1, size, dtype=torch.bool, device=seen.device)
+    rows = max(valid.shape[0], seen.shape[0])
+    there, seen = valid[:, None].expand(rows, seen.shape[1], -1), seen.expand(rows, -1, -1)
+    return torch.cat((there, seen), -1)

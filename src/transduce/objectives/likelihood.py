@@ -7,8 +7,10 @@ from typing import Callable
 import torch
 from torch import Tensor
 
+from transduce.core.dist import Categorical, Dist
 from transduce.core.protocols import Loss, Model
 from transduce.core.seq import Batch
+from transduce.ops.likelihood import cross_entropy
 
 TokenWeights = Callable[[Tensor, Batch, int], Tensor]
 """(log p of the targets (B,U) without gradient, batch, step) -> weight of each target symbol (B,U)."""
@@ -40,14 +42,7 @@ class Likelihood:
         target, valid = batch.target.data, batch.target.valid()
         start = model.start(batch, continues=False)
         dist, _ = model(batch.previous, start, mask=batch.target.mask, **batch.marks)
-        if self.label_smoothing > 0.0:
-            scores = dist.scores
-            log_p = scores.gather(-1, target[..., None])[..., 0]
-            cost = -(1.0 - self.label_smoothing) * log_p - self.label_smoothing * scores.mean(-1)
-        else:
-            log_p = dist.log_prob(target)
-            cost = -log_p
-        known = log_p.detach()
+        cost, known, mode = self._cost(dist, target)
         weight = valid.to(cost.dtype)
         count = weight.sum()
         if self.token_weights is not None:
@@ -55,6 +50,18 @@ class Likelihood:
         cost = torch.where(valid, cost * weight, torch.zeros((), dtype=cost.dtype, device=cost.device))
         parts = {
             "nll": -torch.where(valid, known, torch.zeros_like(known)).sum() / count,
-            "accuracy": ((dist.mode() == target) & valid).sum() / count,
+            "accuracy": ((mode == target) & valid).sum() / count,
         }
         return Loss(cost.sum() / weight.sum().clamp_min(1e-9), parts, weight=int(valid.sum()))
+
+    def _cost(self, dist: Dist, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The cost of each target symbol (B,U), its log p without gradient, and the most likely symbol."""
+        if isinstance(dist, Categorical):
+            return cross_entropy(dist.logits, target, smoothing=self.label_smoothing)
+        if self.label_smoothing == 0.0:
+            log_p = dist.log_prob(target)
+            return -log_p, log_p.detach(), dist.mode()
+        scores = dist.scores
+        log_p = scores.gather(-1, target[..., None])[..., 0]
+        cost = -(1.0 - self.label_smoothing) * log_p - self.label_smoothing * scores.mean(-1)
+        return cost, log_p.detach(), dist.mode()

@@ -66,7 +66,11 @@ def _at(model: Model, spec: DataSpec, length: int, device: torch.device) -> dict
     draw = torch.Generator().manual_seed(length)
     ids = lambda size: torch.randint(min(UNK + 1, size - 1), size, (1, length), generator=draw).to(device)
     try:
-        source = None if spec.source is None else Seq(ids(spec.source.size))
+        source = None
+        if spec.source is not None and spec.source.units == "points":
+            source = Seq(torch.randn(1, length, spec.source.size, generator=draw).to(device))
+        elif spec.source is not None:
+            source = Seq(ids(spec.source.size))
         begun = time.perf_counter()
         batch = Batch(source, Seq(torch.tensor([[EOS]], device=device)))
         state = model.start(batch, capacity=length + _WARM + _TIMED + 1)

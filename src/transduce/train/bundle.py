@@ -84,7 +84,7 @@ class BundleParts:
     def config_as(self, config_type: type[C]) -> C:
         """The system's config as its dataclass. Raises :class:`BundleError` naming a field the class does not
         have."""
-        return _to_dataclass(config_type, self.config, self.path)
+        return config_of(config_type, self.config, self.path)
 
 
 def write(
@@ -239,7 +239,7 @@ def versions() -> dict[str, str]:
     return {"transduce": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
 
 
-def _to_dataclass(kind: type[C], values: Any, path: Path | None) -> C:
+def config_of(kind: type[C], values: Any, path: Path | None) -> C:
     if not isinstance(values, dict):
         raise BundleError(f"The bundle {path} has a config that is not a table of fields.")
     hints = typing.get_type_hints(kind)
@@ -254,7 +254,7 @@ def _to_dataclass(kind: type[C], values: Any, path: Path | None) -> C:
     for name, value in values.items():
         hint = hints[name]
         if dataclasses.is_dataclass(hint):
-            value = _to_dataclass(hint, value, path)
+            value = config_of(hint, value, path)
         elif isinstance(value, list):  # JSON has no tuples, frozen configs have no lists
             value = tuple(value)
         made[name] = value

@@ -61,6 +61,8 @@ class TrainConfig:
     """Store the weights of the best evaluation rather than the last ones."""
     log_every: int = 20
     """Steps from one line of the log to the next; widened on long runs so that about 500 lines come out."""
+    tensorboard: bool = False
+    """Write the figures of the log to the run folder's tensorboard/ as well (package tensorboard)."""
     save_every: float = 60.0
     """Seconds between checkpoints."""
     seed: int = 0
@@ -96,6 +98,13 @@ class TrainConfig:
         """How large a batch may be, as the loader takes it."""
         return {"batch_symbols": self.batch_symbols, "batch_cells": self.batch_cells}
 
+    def suit(self, kind: str) -> None:
+        """Raise :class:`UserError` for settings that data of this kind ("pairs", "text") cannot have."""
+        if self.pack and kind != "text":
+            raise UserError(
+                "Only texts can be packed, a row of several pairs would mix up their sources: leave pack out."
+            )
+
     def to_json(self) -> dict[str, Any]:
         """A dictionary that JSON can hold."""
         return {**dataclasses.asdict(self), "betas": list(self.betas)}
@@ -118,7 +127,7 @@ _AT_LEAST = {
 LIMITS = ("max_time", "max_steps", "max_epochs")
 """Fields that a resumed run may change: they move the end of the run."""
 
-FREE = ("save_every", "threads")
+FREE = ("save_every", "tensorboard", "threads")
 """Fields that a resumed run may change without any trace in the numbers (threads: up to rounding)."""
 
 

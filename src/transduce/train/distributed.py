@@ -31,11 +31,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run as one of them sees them; by default it is alone."""
+    """The processes of a run as one of them sees them, and its device; by default it is alone on the CPU."""
 
     rank: int = 0
     size: int = 1
     shard: bool = False
+    device: torch.device = torch.device("cpu")
+
+    @classmethod
+    def alone(cls, device: torch.device | str) -> World:
+        """One process on this device."""
+        return cls(device=torch.device(device))
 
     @property
     def main(self) -> bool:
@@ -97,7 +103,7 @@ def joined(device: torch.device, *, shard: bool = False) -> Iterator[World]:
     if not launched():
         if shard:
             raise UserError("--shard spreads a model over processes: give --devices 2 or more, or start with torchrun.")
-        yield World()
+        yield World.alone(device)
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     # A restarted group meets in the store of the one that died; under the same names it would wait for the dead.
@@ -105,7 +111,7 @@ def joined(device: torch.device, *, shard: bool = False) -> Iterator[World]:
     life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     dist.init_process_group(backend, store=dist.PrefixStore(f"life-{life}", store), rank=rank, world_size=size)
     try:
-        yield World(dist.get_rank(), dist.get_world_size(), shard and dist.get_world_size() > 1)
+        yield World(dist.get_rank(), dist.get_world_size(), shard and dist.get_world_size() > 1, device)
     finally:
         dist.destroy_process_group()
 
@@ -129,8 +135,8 @@ class _LossOf(nn.Module):
 class Replicas:
     """A model trained by all processes of a ``world``: ``loss(batch)`` and when gradients meet."""
 
-    def __init__(self, model: Model, objective: Objective, device: torch.device, world: World) -> None:
-        self.world = world
+    def __init__(self, model: Model, objective: Objective, world: World) -> None:
+        self.world, device = world, world.device
         self._alone = _LossOf(model, objective)
         self._all: nn.Module = self._alone
         if world.shard:

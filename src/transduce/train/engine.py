@@ -39,7 +39,39 @@ class Update:
 
 
 class NotFinite(UserError):
-    """Training diverged: the loss or the gradient is not a finite number."""
+    """Training diverged: the loss or the gradient of a batch is not a finite number."""
+
+    def __init__(self, what: str, value: float, step: int, batch: Batch) -> None:
+        self.what, self.value, self.step, self.batch = what, value, step, batch
+        self.layer: str | None = None
+        self.dump: str | None = None
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        rows = ", ".join(map(str, self.batch.rows[:5])) or "unknown"
+        if len(self.batch.rows) > 5:
+            rows += f" and {len(self.batch.rows) - 5} more"
+        where = f", first in {self.layer}" if self.layer else ""
+        again = f"; `transduce replay {self.dump}` shows it again" if self.dump else ""
+        return (
+            f"The {self.what} became {self.value} at step {self.step} (training rows {rows}{where}): try a smaller "
+            f"learning_rate, a longer warmup or precision float32; the last checkpoint is untouched{again}."
+        )
+
+
+def in_parts(batch: Batch, parts: int) -> list[Batch]:
+    """A batch cut into at most so many pieces of neighbouring rows."""
+    if parts == 1 or batch.size == 1:
+        return [batch]
+    return [batch.select(rows) for rows in torch.arange(batch.size).tensor_split(min(parts, batch.size))]
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """torch has no class of its own for a CPU allocator that gives up."""
+    if isinstance(problem, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    said = str(problem)
+    return isinstance(problem, RuntimeError) and ("can't allocate memory" in said or "out of memory" in said)
 
 
 def fast_bf16(device: torch.device) -> bool:
@@ -70,12 +102,12 @@ class Engine:
         model: Model,
         objective: Objective,
         config: TrainConfig,
-        device: torch.device,
         world: World = World(),
     ) -> None:
+        device = world.device
         self.model = model.to(device)
         self.world = world
-        self.replicas = Replicas(self.model, objective, device, world)
+        self.replicas = Replicas(self.model, objective, world)
         self.config = config
         self.device = device
         self.precision = "float32"
@@ -84,32 +116,38 @@ class Engine:
         torch.manual_seed(seed)  # dropout draws from torch's own generator
         self.optimiser = adamw(self.model, config)
         self.ema = None if config.ema is None else Ema(self.model, config.ema)
+        self.parts = 1
+        """In how many pieces a batch is computed; 2 after a step ran out of memory."""
+        self.before = random_state(self.generator)
+        """The generators as they were before the last step."""
         self._trained = [p for p in self.model.parameters() if p.requires_grad]
 
     def update(self, batches: Sequence[Batch], step: int, rate: float) -> Update:
         """Take one step. Raises :class:`NotFinite` before the weights change when the loss or gradient is not
         finite."""
         self.model.train()
+        self.before = random_state(self.generator)
         self.optimiser.zero_grad(set_to_none=True)
+        batches = [part for batch in batches for part in in_parts(batch, self.parts)]
         alone = len(batches) == 1 and self.world.size == 1
         weighted, symbols, rows = 0.0, 0, 0
         for number, batch in enumerate(batches):
             own, counts = self.world.share(batch.to(self.device))
             with self.replicas.meeting(last=number == len(batches) - 1):
-                loss, weight = self._backward(own, step, alone, counts)
+                loss, weight = self.backward(own, step, alone, counts)
             if not math.isfinite(loss) and self.world.size == 1:
-                raise _not_finite("loss", loss, step, batch)
+                raise NotFinite("loss", loss, step, batch)
             weighted, symbols, rows = weighted + loss * weight, symbols + weight, rows + counts * own.size
         weighted, symbols, rows = self._everywhere(weighted, symbols, rows)
         if not math.isfinite(weighted):
-            raise _not_finite("loss", weighted, step, batches[0])
+            raise NotFinite("loss", weighted, step, batches[0])
         if not alone:
             for p in self._trained:
                 if p.grad is not None:
                     p.grad.mul_(self.world.size / max(1, symbols))
         norm = float(gathered(torch.nn.utils.clip_grad_norm_(self._trained, self.config.clip or math.inf)))
         if not math.isfinite(norm):
-            raise _not_finite("gradient", norm, step, batches[0])
+            raise NotFinite("gradient", norm, step, batches[0])
         set_rate(self.optimiser, rate)
         self.optimiser.step()
         if self.ema is not None:
@@ -120,7 +158,9 @@ class Engine:
         weighted, symbols, rows = self.world.total((weighted, symbols, rows))
         return weighted, int(symbols), int(rows)
 
-    def _backward(self, batch: Batch, step: int, alone: bool, counts: bool = True) -> tuple[float, int]:
+    def backward(self, batch: Batch, step: int, alone: bool, counts: bool = True) -> tuple[float, int]:
+        """Add the gradients of a batch to those that are there; its mean loss and the symbols behind it. ``alone``:
+        of the mean loss, otherwise of the sum. ``counts`` False: of nothing, so that processes stay in step."""
         with autocast(self.device, self.precision):
             total, weight = self.replicas.loss(batch, step, self.generator)
         # several batches or processes: sum of the symbols' losses, divided once by the number of all symbols
@@ -159,7 +199,7 @@ class Engine:
         for turn in range(5):
             for self.precision in least:
                 begun = time.perf_counter()
-                self._backward(batch, 0, alone=True)  # reads the loss, so a GPU has finished the forward pass
+                self.backward(batch, 0, alone=True)  # reads the loss, so a GPU has finished the forward pass
                 if self.device.type == "cuda":
                     torch.cuda.synchronize(self.device)
                 if turn > 0:  # kernels are compiled in the first turn
@@ -222,13 +262,3 @@ class Engine:
                 tensor.copy_(groups[group][name])
         if self.ema is not None:
             self.ema.steps = ema_steps
-
-
-def _not_finite(what: str, value: float, step: int, batch: Batch) -> NotFinite:
-    rows = ", ".join(map(str, batch.rows[:5])) + (
-        f" and {len(batch.rows) - 5} more" if len(batch.rows) > 5 else ""
-    )
-    return NotFinite(
-        f"The {what} became {value} at step {step} (training rows {rows or 'unknown'}): try a smaller "
-        "learning_rate, a longer warmup or precision float32; the last checkpoint is untouched."
-    )

@@ -65,7 +65,6 @@ def evaluate(
     *,
     batch_symbols: int = 16384,
     batch_cells: int | None = None,
-    device: torch.device | str = "cpu",
     stop: Callable[[], bool] = lambda: False,
     metrics: Sequence[str] = (),
 ) -> Evaluation:
@@ -79,7 +78,7 @@ def evaluate(
     rows = len(encoded.targets)
     if rows == 0:
         raise ValueError("nothing to evaluate: the data set is empty")
-    was_training = model.training
+    was_training, place = model.training, next(model.parameters()).device
     model.eval()
     nats, count = 0.0, 0
     found: list[list[Hypothesis]] = [[] for _ in range(rows)]
@@ -87,7 +86,7 @@ def evaluate(
         for batch in batches(encoded, batch_symbols, batch_cells):
             if stop():
                 raise Interrupted
-            batch = batch.to(device)
+            batch = batch.to(place)
             nats -= float(score(model, batch).double().sum())
             count += int(batch.target.valid().sum())
             if searcher is not None:

@@ -7,6 +7,8 @@
           checkpoint/      to go on from (resume)
           bundle/          the model to keep and to share
           curve.png  attention-*.png  eval*.json
+          dump-<step>/     the step at which the loss was no number, for `transduce replay`
+          tensorboard/     the log once more, where asked for
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ _OURS = (
     "bundle",
     "*.png",
     "eval*.json",
+    "dump-*",
+    "tensorboard",
     "metrics.json",
     f"{TEMPORARY}*",
 )

@@ -41,7 +41,7 @@ class RunState:
     """The part of a checkpoint that JSON holds. ``seconds``: used so far, over all processes of the run.
 
     ``evaluated_at``: the last step whose evaluation is done. ``stale``: evaluations since the best one.
-    ``loss_sum`` and ``loss_symbols``: the mean training loss since the last line of the log.
+    ``parts``: pieces in which a batch is computed. ``loss_sum`` and ``loss_symbols``: the mean training loss since the last line of the log.
     """
 
     step: int = 0
@@ -54,6 +54,7 @@ class RunState:
     best_score: float | None = None
     stale: int = 0
     ema_steps: int = 0
+    parts: int = 1
     loss_sum: float = 0.0
     loss_symbols: int = 0
     stopped_because: str = ""

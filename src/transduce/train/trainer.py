@@ -17,6 +17,7 @@ from transduce.core.seq import Batch
 from transduce.data.batching import Encoded, Loader, Prepared, batches
 
 from . import bundle, checkpoint, weights
+from .board import Board
 from .checkpoint import random_group
 from .config import TrainConfig, resumable, same
 from .distributed import World
@@ -30,6 +31,7 @@ from .schedules import factor
 from .signals import Interrupts
 from .state import RunState, TrainResult, corpus_record, data_mark
 from .storage import strict_json, to_json
+from .trouble import careful_update
 
 
 class Trainer:
@@ -48,7 +50,6 @@ class Trainer:
         config: TrainConfig,
         out: Path | str,
         *,
-        device: torch.device | str = "cpu",
         reporter: Reporter | None = None,
         resume: bool = False,
         request: Mapping[str, Any] | None = None,
@@ -62,7 +63,7 @@ class Trainer:
         self.prepared = prepared
         self.config = config
         self.out = RunFolder(Path(out))
-        self.device = torch.device(device)
+        self.device = world.device
         self.world = world
         self.reporter: Reporter = (reporter if world.main else None) or Silent()
         self.resume = resume
@@ -70,6 +71,7 @@ class Trainer:
         self.searcher = system.search if prepared.kind == "pairs" else None
         self.progress = RunState()
         self.best: dict[str, Tensor] | None = None
+        self._board = Board(self.out.path / "tensorboard") if config.tensorboard and world.main else None
 
     def run(self) -> TrainResult:
         """Train until the plan is done, patience ends or a signal comes.
@@ -96,6 +98,8 @@ class Trainer:
                 reason = self._loop()
                 return finish(self, reason)
         finally:
+            if self._board is not None:
+                self._board.close()
             self.reporter.stop()
             torch.set_num_threads(threads)
 
@@ -103,7 +107,7 @@ class Trainer:
 
     def _begin(self, started: float) -> None:
         c = self.config
-        self.engine = Engine(self.system.model, self.system.objective, c, self.device, self.world)
+        self.engine = Engine(self.system.model, self.system.objective, c, self.world)
         self.loader = Loader(self.prepared.train, seed=c.seed, packed=c.pack, **c.batch_limits)
         self._data = data_mark(self.prepared)
         self._pace = Pace()
@@ -113,7 +117,7 @@ class Trainer:
             self._restore()
         else:
             self._start_fresh()
-        self.engine.precision = self.progress.precision
+        self.engine.precision, self.engine.parts = self.progress.precision, self.progress.parts
         self._started = started - self.progress.seconds
         self._saved_at = time.perf_counter()
         self._save_cost = 0.0
@@ -228,7 +232,7 @@ class Trainer:
         steps = state.plan.steps if state.plan else PROVISIONAL
         rate = self.config.learning_rate * factor(self.config.schedule, state.step, steps, self.config.warmup)
         micro = [next(self._batches) for _ in range(self.config.accumulate)]
-        update = self.engine.update(micro, state.step, rate)
+        update = careful_update(self, micro, rate)
         state.step += 1
         state.loss_sum += update.loss * update.symbols
         state.loss_symbols += update.symbols
@@ -317,7 +321,6 @@ class Trainer:
                     self.prepared.spec,
                     batch_symbols=2 * self.config.batch_symbols,
                     batch_cells=self.config.batch_cells,
-                    device=self.device,
                     stop=lambda: self.interrupts.pending is not None,
                 )
         except Interrupted:
@@ -356,6 +359,8 @@ class Trainer:
         self.progress.history.append(record)
         if self.world.main:
             self.out.append_log(record)
+            if self._board is not None:
+                self._board.add(record)
 
     def note(self, text: str) -> None:
         self.progress.events.append(f"step {self.progress.step}: {text}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Collection, Sequence
 
-from transduce.core.errors import DataError, nearest
+from transduce.core.errors import DataError
 
 from ..fields import SEPARATOR
 from ..metrics import TRANSLATION
@@ -50,8 +50,7 @@ def direction(corpus: str, text: str, languages: Collection[str]) -> Direction:
     if unknown is None:
         raise DataError(f'"{corpus}:{text}" is no direction: write for example {corpus}:en-fr or de+fr-en.')
     raise DataError(
-        f'{corpus} has no language "{unknown}".{nearest(unknown, list(languages))} '
-        f"It has {', '.join(sorted(languages))}."
+        f'{corpus} has no language "{unknown}"; choose among {", ".join(sorted(languages))}.'
     )
 
 

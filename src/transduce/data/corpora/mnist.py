@@ -41,7 +41,8 @@ class Images(NamedTuple):
 def parse(table: bytes) -> Images:
     """Lines ``digit,p0,...,p783`` under a header."""
     try:
-        rows = np.loadtxt(io.BytesIO(table), np.uint8, delimiter=",", skiprows=1, ndmin=2)
+        body = table.partition(b"\n")[2].strip() or b"no digit"
+        rows = np.loadtxt(io.BytesIO(body), np.uint8, delimiter=",", ndmin=2)
     except ValueError:
         rows = np.empty((0, 0), np.uint8)
     if len(rows) == 0 or rows.shape[1] != 1 + SIDE * SIDE or rows[:, 0].max() > 9:

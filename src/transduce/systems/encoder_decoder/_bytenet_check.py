@@ -23,7 +23,7 @@ from transduce.train.plots import curves
 
 from ._dictionary import fit, gru_rival, measure_words, parameters, smoothed, words
 
-PASSES, RATE, SYMBOLS, SETS = 2.5, 2e-3, 2048, 6
+WIDTH, PASSES, RATE, SYMBOLS, SETS = 128, 3, 2e-3, 2048, 6
 
 
 def check(report: Check) -> None:
@@ -182,7 +182,7 @@ def _words(report: Check) -> None:
     lines, longer, reached, gaps, leaks = {}, 0, [], [], []
     for seed in report.seeds:
         torch.manual_seed(seed)
-        model = bytenet(data.spec, Config(width=32 if report.quick else Config.width)).model
+        model = bytenet(data.spec, Config(width=32 if report.quick else WIDTH)).model
         rival = gru_rival(data.spec, parameters(model), attention=False)
         for label, one in (("ByteNet", model), ("GRU without attention", rival)):
             losses, seconds, found = _train(report, data, one, seed, label)

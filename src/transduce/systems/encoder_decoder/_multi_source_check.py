@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from transduce.analysis import with_swapped_part
+from transduce.core.errors import UserError
 from transduce.core.protocols import Claim, System
 from transduce.core.seq import Seq
-from transduce.data import Corpus, Example, Loader, Prepared, prepare
-from transduce.data.batching import encode
+from transduce.data import Corpus, Loader, Prepared, prepare
+from transduce.data.batching import Encoded, encode
 from transduce.data.fields import SEPARATOR
 from transduce.data.synthetic import interleave
 from transduce.nn.attend import MultiHeadAttend
@@ -105,7 +106,7 @@ def data(train: int, held_out: int, part: int | None = None) -> Prepared:
 
 
 def _only(corpus: Corpus, part: int) -> Corpus:
-    cut = lambda rows: [e._replace(source=e.source.split(SEPARATOR)[part]) for e in rows]
+    cut = lambda rows: [e._replace(source=e.source.split(SEPARATOR)[part].strip()) for e in rows]
     return replace(corpus, train=cut(corpus.train), valid=cut(corpus.valid), test=cut(corpus.test))
 
 
@@ -119,14 +120,46 @@ def build(spec, cross: str) -> System:
 
 
 def exact_match(system: System, prepared: Prepared, swap: bool = False) -> float:
-    """Share of the test rows that greedy search gets right; with ``swap`` their second word is another
-    row's."""
-    test = prepared.test
-    if swap:
-        sources = with_swapped_part([e.source for e in test.examples], 1)
-        examples = [Example(s, e.target, e.references) for s, e in zip(sources, test.examples)]
-        test = encode(examples, prepared.spec.source, prepared.spec.target)
+    """Share of the test rows that greedy search gets right; with ``swap`` their second word is another row's."""
+    test = _with_wrong_part(prepared) if swap else prepared.test
     return 1.0 - evaluate(system.model, system.search, test, prepared.spec).sequence_error
+
+
+def _with_wrong_part(prepared: Prepared, rows: int | None = None) -> Encoded:
+    """The first ``rows`` of the test part, each with the second part of its source from the next row."""
+    rights = prepared.test.examples[:rows]
+    sources = with_swapped_part([e.source for e in rights], 1)
+    wrong = [e._replace(source=s) for s, e in zip(sources, rights)]
+    return encode(wrong, prepared.spec.source, prepared.spec.target)
+
+
+# ---------------------------------------------------------------- package descriptions
+
+
+def translations(corpus: Corpus, part: int | None = None) -> Prepared:
+    """A translation corpus of several source languages as it is, or with one of them only, in subwords."""
+    return prepare(corpus if part is None else _only(corpus, part), vocabulary=4000)
+
+
+def chrf(system: System, prepared: Prepared, rows: int, swap: bool = False) -> float:
+    """chrF of greedy translations of the first test rows; with ``swap`` the second source is another row's.
+
+    Not a number where there is no second source to swap.
+    """
+    if swap and not all(SEPARATOR in e.source for e in prepared.test.examples[:rows]):
+        return float("nan")
+    test = (
+        _with_wrong_part(prepared, rows)
+        if swap
+        else prepared.test.select(range(min(rows, len(prepared.test))))
+    )
+    found = evaluate(system.model, system.search, test, prepared.spec, metrics=("chrf",))
+    if not found.scores:
+        raise UserError(found.note)
+    return found.scores["chrf"]
+
+
+# ---------------------------------------------------------------- the claims
 
 
 def check(report: Check) -> None:

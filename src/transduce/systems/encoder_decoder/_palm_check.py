@@ -24,7 +24,7 @@ PALM = RedForm(causal_source=False, consecutive=False, partial="own", segments=T
 SHARED = RedForm(causal_source=False, consecutive=False, partial="shared", segments=True)
 FORMS = {"language model": LM, "PALM": PALM, "PALM, shared projections": SHARED}
 SYMBOLS = ("<pad>", "<bos>", "<eos>", "<unk>", *"abcdefghijkl")
-SOURCE, REPETITIONS, LAYERS, WIDTH = 24, 3, 2, 96
+SOURCE, REPETITIONS, LAYERS, WIDTH = 24, 3, 2, 64
 
 
 # ---------------------------------------------------------------- exact: the language model inside

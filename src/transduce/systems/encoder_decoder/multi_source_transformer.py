@@ -82,14 +82,14 @@ class Config:
 
 
 def separator_of(field: TextField, sources: int) -> int | None:
-    """The id between parts, None for data that hold no separator; refuses vocabularies that cut it to
-    pieces."""
+    """The id between parts, None for data that hold no separator; refuses bytes, which cut
+    it up."""
     if sources < 1:
         raise UserError(f"--sources must be at least 1, got {sources}.")
-    if sources > 1 and field.units in ("bytes", "bpe"):
+    if sources > 1 and field.units == "bytes":
         raise UserError(
-            f"Sources made of parts are told apart by one symbol, which {field.units} would cut up: "
-            "split the source into chars or words, or give --sources 1."
+            "Sources made of parts are told apart by one symbol, which bytes cut up: split the source into "
+            "chars, words or bpe, or give --sources 1."
         )
     return field.id_of(SEPARATOR) if sources > 1 else None
 

@@ -51,7 +51,7 @@ class Config:
     tied: bool = True
     """Use the target embedding as the output matrix."""
     dropout: float = 0.1
-    """Dropout on the grid's input, on each layer's new channels and on the readout."""
+    """Dropout on the embeddings, on each layer's new channels and on the readout."""
     label_smoothing: float = 0.1
     """Share of probability spread over all symbols in the loss."""
 

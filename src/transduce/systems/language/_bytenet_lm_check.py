@@ -25,8 +25,8 @@ from transduce.train.check import Check, train_steps
 from transduce.train.evaluate import evaluate
 from transduce.train.plots import curves
 
-SECONDS, SYMBOLS, RATE, LSTM_RATE, WINDOW = 380.0, 4096, 3e-3, 3e-3, 256
-"""Processor seconds of training, all threads counted: half as many on the clock with two cores."""
+WIDTH, SECONDS, SYMBOLS, RATE, LSTM_RATE, WINDOW = 128, 200.0, 4096, 3e-3, 3e-3, 256
+"""SECONDS are processor seconds of training, all threads counted: half as many on the clock with two cores."""
 TRAIN, HELD_OUT = 2_000_000, 100_000
 
 
@@ -129,7 +129,7 @@ def check(report: Check) -> None:
     runs: dict[str, list[dict]] = {"ByteNet": [], "LSTM": []}
     for seed in report.seeds:
         torch.manual_seed(seed)
-        ours = bytenet_lm(data.spec, Config(width=32) if report.quick else Config()).model
+        ours = bytenet_lm(data.spec, Config(width=32 if report.quick else WIDTH)).model
         rival = lstm_rival(data.spec.target.size, _parameters(ours))
         for label, model, rate in (("ByteNet", ours, RATE), ("LSTM", rival, LSTM_RATE)):
             run = _train(report, data, model, seed, rate, label)

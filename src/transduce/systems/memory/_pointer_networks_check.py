@@ -24,7 +24,7 @@ from transduce.search import Beam, EachOnce, Greedy, ratio
 from transduce.train.check import Check, train_steps
 from transduce.train.plots import curves, point_sets
 
-HIDDEN, STEPS, BATCH, RATE = 96, 1500, 128, 3e-3
+HIDDEN, STEPS, BATCH, RATE = 96, 1500, 128, 6e-3
 SIZES = (5, 6, 7, 8, 10, 12)
 SEEN = 8
 

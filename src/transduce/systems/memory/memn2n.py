@@ -9,9 +9,11 @@ of what the next one seeks, so that a fact can lead to another::
 l_j weights the words by their place, T(i) says how long before the question a sentence came. A source is sentences
 and a question, joined by the separator symbol between spaces, split into words; a target is one word.
 
-Simplified: Adam with one cycle of the rate; linear start lasts a given number of steps rather than until the held-out
-loss stops falling (the check does the latter); restarts are left to the user's seeds. Claim: with the answers as the
-only supervision, several hops learn to join facts that one hop cannot. ``transduce reproduce memn2n`` measures it.
+Simplified: Adam with one cycle of the rate; first weights with a standard deviation of 0.3 where the paper has 0.1,
+from which Adam did not get away (on ``synthetic-where`` 49 % right after six epochs, the level of one hop, against
+98 %); linear start lasts a given number of steps rather than until the held-out loss stops falling (the check does the
+latter); restarts are left to the user's seeds. Claim: with the answers as the only supervision, several hops learn to
+join facts that one hop cannot. ``transduce reproduce memn2n`` measures it.
 """
 
 from __future__ import annotations

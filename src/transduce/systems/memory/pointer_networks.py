@@ -82,6 +82,6 @@ def pointer_networks(data: DataSpec, c: Config = Config()) -> System:
         objective=Likelihood(),
         search=Beam(1, max_length=length, scorers=scorers) if c.once else Greedy(max_length=length),
         search_wide=Beam(c.beam, max_length=length, length=LengthPenalty(1.0), scorers=scorers),
-        train=TrainConfig(learning_rate=3e-3, batch_symbols=2048, ema=0.998),
+        train=TrainConfig(learning_rate=5e-3, batch_symbols=2048, ema=0.998),
         config=c,
     )
