@@ -16,6 +16,7 @@ from cli_cases import refused, write_pairs
 from train_toys import pairs as toy_pairs
 from train_toys import toy
 
+import transduce
 from transduce import systems
 from transduce.cli import compare, trial
 from transduce.cli.compare import named_systems, settings
@@ -168,6 +169,42 @@ def test_one_that_fails_is_named_and_the_others_are_compared(data, tmp_path, cap
     assert found["failed"][0]["name"] == "wild, seed 0" and found["failed"][0]["reason"]
     assert "wild, seed 0 failed" in capsys.readouterr().out
     assert "wild, seed 0" in (out / "compare.html").read_text()
+
+
+def test_language_models_are_compared_in_bits(tmp_path, capsys):
+    lines = [
+        f"the {a} {b} sees a {c}" for a in ("old", "new", "red") for b in ("cat", "dog") for c in "xyzuvw"
+    ]
+    (tmp_path / "lines.txt").write_text("\n".join(lines * 4) + "\n")
+    command = [
+        "compare",
+        "gru-lm",
+        "small=gru-lm",
+        "--set",
+        "dim=16",
+        "--set",
+        "layers=1",
+        "--set",
+        "small.dim=8",
+    ]
+    command += ["--set", "precision=float32", "--budget", "1s", "--lengths", "4", "16"]
+    out = tmp_path / "c"
+    assert main([*command, "--data", str(tmp_path / "lines.txt"), "--out", str(out)]) == 0
+    found = json.loads((out / "compare.json").read_text())
+    for s in found["systems"]:
+        q = s["quality"]["bits_per_character"]
+        # the same figure as that of training, which measures the whole batch at once
+        model = transduce.load(out / "runs" / f"{s['label']}-seed0")
+        whole = model.evaluate(trial.capped(model.part("test"), 1000)).bits_per_character
+        assert q["value"] == pytest.approx(whole, rel=1e-5) and q["low"] <= q["value"] <= q["high"]
+        assert len({c["bytes"] for c in s["costs"]}) == 1 and s["attention"] is None
+    assert "bits per character" in capsys.readouterr().out
+    text = (out / "compare.html").read_text()
+    assert "does not grow with the length" not in text  # said only where others do grow
+    assert "What they write" in text and found["systems"][0]["examples"][0]["answer"][:20] in text
+    assert "leave --beam out" in refused(
+        capsys, *command, "--data", str(tmp_path / "lines.txt"), "--out", str(out), "--beam", "3"
+    )
 
 
 def test_mistakes_are_one_sentence(data, capsys, tmp_path):
