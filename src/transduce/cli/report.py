@@ -108,18 +108,22 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
 
 
 def add_record(path: Path, model: Transducer, name: str, found: Evaluation) -> None:
-    """Add one evaluation to a JSON file of measured results: figures, intervals, training, machine."""
+    """Add one evaluation to a JSON file of measured results: figures, intervals, training, machine.
+
+    A file about another training run is replaced: figures of two models never stand in one record.
+    """
     try:
         record = json.loads(path.read_text()) if path.exists() else {}
     except ValueError:
         raise UserError(f"{path} is no JSON file of results; name another one.") from None
     described = json.loads((model.path / "bundle.json").read_text())
+    about = {name: described[name] for name in ("config", "corpus", "training")}
+    if any(record.get(name) != value for name, value in about.items()):
+        record = {}
     record.update(
         system=model.system.name,
-        config=described["config"],
+        **about,
         parameters=described["parameters"],
-        corpus=described["corpus"],
-        training=described["training"],
         versions=described["versions"],
         machine=machine(),
     )
