@@ -98,7 +98,7 @@ def _read(options: CheckData, rules: Rules) -> dict[str, Part]:
     from transduce.data import corpora
     from transduce.data.files import read_given
 
-    if options.data.split(":")[0] in corpora.names():
+    if options.data.partition(":")[0] in corpora.names():
         raise DataError(
             f"{options.data} is built in and has no broken rows; give a file, a folder or hf:NAME."
         )
