@@ -3,11 +3,11 @@
 from .depth_layer import DepthLayer
 from .encoder_decoder import EncoderDecoder, LanguageModel
 from .encoders import LastStep, MeanStep, SequenceEncoder, VectorEncoder
-from .memory import FreeAnswers, MemoryNetwork, RecentDecoder, TiedAnswers
 from .grid_decoder import GridDecoder
+from .memory import FreeAnswers, MemoryNetwork, RecentDecoder, TiedAnswers
 from .mixer_decoder import DecoderLayer, MixerDecoder
-from .pointer import PointerAttend, PointerDecoder, PointerNet
 from .multi_source import MultiSourceEncoder, MultiSourceLayer
+from .pointer import PointerAttend, PointerDecoder, PointerNet
 from .recurrent_decoder import RecurrentDecoder
 from .red import RedForm, RedSize, RegularisedEncoderDecoder
 from .stacked_decoder import StackedDecoder, UnfoldingEncoder

@@ -22,6 +22,7 @@ from transduce.train.plots import attention_map, curves
 STORIES, HELD_OUT, EPOCHS, BATCH_SYMBOLS = 6000, 1000, 25, 2112
 KINDS: dict[str, dict[str, Any]] = {
     "1 hop": {"hops": 1},
+    "2 hops": {"hops": 2},
     "3 hops": {},
     "3 hops, linear start": {},
     "3 hops, layer-wise": {"tying": "layer-wise"},
@@ -131,12 +132,16 @@ def _claims(report: Check, right: dict[str, list[float]], mass: dict[str, list[f
     }
     for kind, values in right.items():
         report.measure(f"{kind}: accuracy on held-out stories", values, claims.get(kind))
-    report.measure(
-        "3 hops: weight of the second hop on the holder's last place",
-        mass["3 hops, hop 2"],
-        Claim("second_hop", "the first hop finds the holder, the second one the place", at_least=0.80),
-        baseline=0.1,
-    )
+    for kind in ("3 hops", "2 hops"):
+        report.measure(
+            f"{kind}: weight of the second hop on the holder's last place",
+            mass[f"{kind}, hop 2"],
+            Claim("second_hop", "the first hop finds the holder, the second one the place", at_least=0.80),
+            baseline=0.1,
+        )
+    # With a hop to spare, seeds differ in which one reads the place: one may wait, or two may read it in part.
+    hops = [mass[f"3 hops, hop {k}"] for k in (1, 2, 3)]
+    report.measure("3 hops: weight on the holder's last place, of the hop that reads it most", map(max, *hops))
     report.notes["weight on the holder's last place, by hop"] = {
         name: [round(v, 4) for v in values] for name, values in mass.items()
     }
