@@ -56,7 +56,7 @@ def ours(system, batches, peer: str) -> Callable[[], object]:
     from transduce.train.engine import Engine
 
     config = replace(system.train, precision="float32" if "float32" in peer else "auto")
-    engine = Engine(system.model, system.objective, config, torch.device("cpu"))
+    engine = Engine(system.model, system.objective, config)
     engine.choose_precision(batches[0])
 
     def steps() -> None:

@@ -101,7 +101,7 @@ def our_training(name: str, how: str) -> tuple[Callable[[], object], str]:
         keep_large_blocks()
     system = our_system(name)
     config = replace(system.train, precision="float32" if "float32" in how else "auto")
-    engine = Engine(system.model, system.objective, config, torch.device("cpu"))
+    engine = Engine(system.model, system.objective, config)
     batches = [
         Batch(Seq(source), Seq(nn.functional.pad(target, (0, 1), value=EOS)))
         for source, target in (pairs(ROWS, seed) for seed in range(STEPS))

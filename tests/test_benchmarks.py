@@ -199,3 +199,17 @@ def test_the_limit_counts_the_products_of_the_models():
     uncounted = steps * width  # a product with a vector
     extra = seq2seq.ROWS * seq2seq.TARGET * (ours_only - uncounted)
     assert counted.get_total_flops() == 2 * (seq2seq.multiply_adds("rnnsearch") + extra)
+
+
+@pytest.mark.parametrize("name", seq2seq.MODELS)
+def test_our_side_trains_and_decodes(name, monkeypatch):
+    for constant, value in {"ROWS": 2, "STEPS": 1, "VOCABULARY": 50, "WIDTH": 16, "INNER": 16, "LAYERS": 1}.items():
+        monkeypatch.setattr(seq2seq, constant, value)
+    # the setting belongs to the process, and other tests run in this one
+    monkeypatch.setattr("transduce.core.heap.keep_large_blocks", lambda: True)
+    step, note = seq2seq.our_training(name, "transduce fit, float32, heap left alone")
+    step()
+    assert note.startswith("float32, ")
+    for beam in (1, 2):
+        search, _ = seq2seq.our_decoding(name, beam, 2)
+        assert [len(best.ids) for best, *_ in search()] == [seq2seq.TARGET] * 2
