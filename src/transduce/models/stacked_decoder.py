@@ -76,8 +76,8 @@ class StackedDecoder(Decoder):
     None) the decoder is a language model over W E y_{t-1}. One step costs what the mixer's step costs,
     however much was written. Kalchbrenner et al. 2016 (arXiv 1610.10099), sections 3.1 to 3.4.
 
-    ``resets`` (B,U) begin a text anew inside of a row (packed texts); it then stands on the row's memory again.
-    ``head``: h (B,U,width) -> Dist. Raises ValueError for a mixer that is not causal.
+    ``resets`` (B,U) begin a text anew inside of a row (packed texts); it then stands on the row's memory
+    again. ``head``: h (B,U,width) -> Dist. Raises ValueError for a mixer that is not causal.
     """
 
     def __init__(

@@ -26,7 +26,8 @@ from transduce.train.evaluate import evaluate
 from transduce.train.plots import curves
 
 WIDTH, SECONDS, SYMBOLS, RATE, LSTM_RATE, WINDOW = 128, 200.0, 4096, 3e-3, 3e-3, 256
-"""SECONDS are processor seconds of training, all threads counted: half as many on the clock with two cores."""
+"""SECONDS are processor seconds of training, all threads counted: half as many on the clock with two
+cores."""
 TRAIN, HELD_OUT = 2_000_000, 100_000
 
 
