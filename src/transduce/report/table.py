@@ -149,7 +149,7 @@ def cost_columns(merged: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
 
 
 def overruns(merged: Mapping[str, Any]) -> list[str]:
-    """A sentence for each system whose training took clearly more than the budget: it is not compared fairly."""
+    """A sentence for each system whose training took clearly more than the budget: not a fair comparison."""
     budget = merged["about"]["budget"]
     return [
         f"{s['label']} trained for {s['trained_seconds']:.0f} s instead of {budget:.0f} s: "
