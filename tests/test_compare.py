@@ -29,7 +29,7 @@ from transduce.report import page as pages
 from transduce.report.cost import decoding_costs
 from transduce.report.page import page
 from transduce.report.quality import behind, count_text, figure, size_text, time_text
-from transduce.report.table import columns, merge, tables
+from transduce.report.table import columns, merge, overruns, tables
 from transduce.train import checkpoint
 
 TINY = ["embed=8", "encoder=8", "hidden=16", "attention=8", "precision=float32", "evaluations=2"]
@@ -324,6 +324,13 @@ def test_the_page_escapes_what_it_shows(monkeypatch):
         assert raw not in text
     assert "c&lt;o&gt;rpus" in text and "the &lt;loss&gt; is not finite" in text
     assert len(tables(merged)) == 2
+
+
+def test_a_training_beyond_its_budget_is_told():
+    slow, quick = record("a", [1, 0]), record("b", [1, 1])
+    slow["training"] = {**slow["training"], "seconds": 60.0}
+    (said,) = overruns(merge(ABOUT, ["a", "b"], [slow, quick]))
+    assert said.startswith("a trained for 60 s instead of 1 s")
 
 
 def test_a_comparison_of_nothing_is_told(monkeypatch):

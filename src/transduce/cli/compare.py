@@ -122,12 +122,14 @@ class Comparison:
 
         from transduce.report.page import write_page
         from transduce.report.pictures import overview
-        from transduce.report.table import tables
+        from transduce.report.table import overruns, tables
 
         console = Console(width=None if sys.stdout.isatty() else 140)
         for table in tables(merged):
             console.print()
             console.print(table)
+        for sentence in overruns(merged):
+            console.print(f"not fair: {sentence}", markup=False)
         for failed in merged["failed"]:
             console.print(f"{failed['name']} failed: {failed['reason']}", markup=False)
         written = [self.out / "compare.json"]

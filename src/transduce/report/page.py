@@ -9,7 +9,7 @@ from typing import Any, Mapping, Sequence
 from transduce.train.storage import replace_file, writing
 
 from .pictures import DARK, LIGHT, PANELS, as_uri, attention, both
-from .table import columns, cost_columns, distance
+from .table import columns, cost_columns, distance, overruns
 
 STYLE = """
 :root { color-scheme: light dark; --ground: #ffffff; --ink: #1d2327; --quiet: #5b6770; --line: #e1e5e9;
@@ -65,6 +65,7 @@ def page(merged: Mapping[str, Any]) -> str:
         "<p class=quiet>In brackets: 95&nbsp;% bootstrap interval over the rows, pooled over seeds. behind: "
         "distance to the best on the same rows; &ldquo;within noise&rdquo; where the 95&nbsp;% interval of a "
         "paired bootstrap holds 0. symbols/s: source and target symbols trained on a second.</p>",
+        *(f"<p><b>Not fair:</b> {say(sentence)}</p>" for sentence in overruns(merged)),
         *_failures(merged),
         "<h2>Pictures</h2><div class=pictures>",
         *(_picture(both(draw, merged), ALT[name]) for name, draw in PANELS.items()),

@@ -148,6 +148,17 @@ def cost_columns(merged: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
     return titles, rows
 
 
+def overruns(merged: Mapping[str, Any]) -> list[str]:
+    """A sentence for each system whose training took clearly more than the budget: not a fair comparison."""
+    budget = merged["about"]["budget"]
+    return [
+        f"{s['label']} trained for {s['trained_seconds']:.0f} s instead of {budget:.0f} s: "
+        "the machine was too busy for a budget as short as this."
+        for s in merged["systems"]
+        if s["trained_seconds"] > 1.15 * budget + 5
+    ]
+
+
 def tables(merged: Mapping[str, Any]) -> list[Table]:
     """The comparison for a terminal."""
     from rich.table import Table
