@@ -328,3 +328,10 @@ def test_the_page_names_commands_and_flags_that_exist(capsys):
         main([*command, "--help"])
         shown = capsys.readouterr().out
         assert all(f"{flag} " in shown or flag == "--help" for flag in flags), (words, flags)
+
+
+@pytest.mark.parametrize("flags", [["--heads", "7"], ["--dim", "0"], ["--dropout", "1.5"]])
+def test_settings_that_a_layer_refuses_are_one_sentence(tmp_path, capsys, flags):
+    data = write_pairs(tmp_path / "pairs.tsv", 30, 5, 4)
+    said = refused(capsys, "fit", "transformer", "--data", data, "--out", tmp_path / "run", *flags)
+    assert "cannot be built" in said and not (tmp_path / "run").exists()

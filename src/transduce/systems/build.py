@@ -28,7 +28,21 @@ def assemble(
         )
     prepared = prepare(corpus, vocabulary=vocabulary)
     torch.manual_seed(seed)
-    return prepared, page.build(prepared.spec, config if config is not None else page.config_type())
+    return prepared, build(page, prepared.spec, config)
+
+
+def build(page: Page, spec: DataSpec, config: Any = None) -> System:
+    """The page's system for data of this form. Raises :class:`UserError` for settings that a layer refuses."""
+    try:
+        built = page.build(spec, config if config is not None else page.config_type())
+    except ValueError as problem:
+        if isinstance(problem, UserError):
+            raise
+        raise UserError(f"{page.name} cannot be built with these settings: {problem}.".replace("..", ".")) from problem
+    empty = next((name for name, p in built.model.named_parameters() if p.numel() == 0), None)
+    if empty is not None:
+        raise UserError(f"{page.name} cannot be built with these settings: {empty} would hold no numbers; make widths at least 1.")
+    return built
 
 
 def train_defaults(page: Page, config: Any = None) -> TrainConfig:
@@ -41,4 +55,4 @@ def train_defaults(page: Page, config: Any = None) -> TrainConfig:
         letters = TextField.learn(["a"], "chars")
         spec = DataSpec(letters if page.kind == "pairs" else None, letters, 8, 8)
     with torch.device("meta"):
-        return page.build(spec, config if config is not None else page.config_type()).train or TrainConfig()
+        return build(page, spec, config).train or TrainConfig()
