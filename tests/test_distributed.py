@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from train_toys import pairs
@@ -65,14 +66,14 @@ def test_a_killed_process_and_ctrl_c_change_no_number(tmp_path, shard):
 
 
 def test_the_rows_of_a_batch_are_shared_without_loss_or_repetition():
-    batch = pairs().train.batch(list(range(7)))
+    batch = pairs().train.batch(np.arange(7))
     rows = []
     for rank in range(3):
         own, counts = World(rank, 3).share(batch)
         assert counts and own.size == len(own.rows)
         rows += own.rows
     assert sorted(rows) == sorted(batch.rows)
-    few = pairs().train.batch([4, 5])
+    few = pairs().train.batch(np.array([4, 5]))
     shares = [World(rank, 3).share(few) for rank in range(3)]
     assert [counts for _, counts in shares] == [True, True, False] and all(s.size == 1 for s, _ in shares)
 
