@@ -64,13 +64,13 @@ def trained(monkeypatch):
 
 def test_real_trainings_are_told_by_the_valid_part_alone(command, capsys, monkeypatch):
     parts = []
-    real = Trainer._measure
+    real = Trainer.measure
 
     def measure(trainer, rows):
         parts.append(trainer.prepared.valid)
         return real(trainer, rows)
 
-    monkeypatch.setattr(Trainer, "_measure", measure)
+    monkeypatch.setattr(Trainer, "measure", measure)
     assert main([*command, "--trials", "1"]) == 0
     out = capsys.readouterr().out
     (trial,) = trials_of(command).trials
