@@ -95,10 +95,10 @@ def _train(
     steps = 4
     if not report.quick:
         trial = copy.deepcopy(model)
-        train_steps(trial, Likelihood(), stream(), 2, learning_rate=rate)
+        train_steps(trial, Likelihood(), stream(), 20, learning_rate=rate)  # the schedule needs some steps
         started = time.process_time()
-        train_steps(trial, Likelihood(), stream(), 10, learning_rate=rate)
-        steps = max(20, int(SECONDS / ((time.process_time() - started) / 10)))
+        train_steps(trial, Likelihood(), stream(), 20, learning_rate=rate)
+        steps = max(20, int(SECONDS / ((time.process_time() - started) / 20)))
     started = time.process_time()
     losses = train_steps(
         model,
