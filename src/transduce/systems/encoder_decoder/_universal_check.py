@@ -25,8 +25,24 @@ from transduce.train.check import Check, train_steps
 from transduce.train.plots import curves
 
 ITEMS, HOPS, WIDTH, HIDDEN, STEPS = 8, 4, 48, 96, 6
-PAIRS, QUESTIONS = ITEMS * ITEMS, ITEMS * HOPS
+PAIRS = ITEMS * ITEMS
 KINDS = {"tied": "6 tied steps", "act": "6 tied steps at most, ACT", "one": "one layer"}
+
+
+class PairEmbed(nn.Module):
+    """A token (i, j) as the sum of a vector of i and one of j: the question's start and a pointer's item share
+    their vector, as they mean the same. Ids as :func:`questions` writes them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = Embed(ITEMS, width, scale=True), Embed(ITEMS + HOPS, width, scale=True)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        asks = ids >= PAIRS
+        question = ids - PAIRS
+        first = torch.where(asks, question // HOPS, ids // ITEMS)
+        second = torch.where(asks, ITEMS + question % HOPS, ids % ITEMS)
+        return self.first(first) + self.second(second)
 
 
 class Answer(Model):
@@ -58,7 +74,7 @@ def build(kind: str) -> Answer:
     mixer: Mixer = DepthLoop(block(), WIDTH, 1 if kind == "one" else STEPS, halting=halting)
     if kind == "act":
         mixer = Serial(mixer, Pointwise(LayerNorm(WIDTH)))
-    return Answer(SequenceEncoder(Embed(PAIRS + QUESTIONS, WIDTH), mixer))
+    return Answer(SequenceEncoder(PairEmbed(WIDTH), mixer))
 
 
 def questions(seed: int, batch: int = 128) -> Iterator[tuple[Batch, Tensor]]:
@@ -203,7 +219,9 @@ def _trained(kind: str, seed: int, report: Check) -> Answer:
     return model
 
 
-RATE = 2e-3
+RATE = 1e-3
+"""With one vector a whole token instead of :class:`PairEmbed` and a rate of 2e-3, 2000 steps taught the tied loop
+nothing (25 % at two hops); tried on other questions than those of the check."""
 
 
 def _claims(report: Check, found: dict[str, list[tuple[list[float], list[float]]]]) -> None:
