@@ -38,7 +38,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     # As many threads in all as one process would use.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // processes)))
     with tempfile.TemporaryDirectory() as folder:
         os.environ[_ENDINGS] = folder
         config = LaunchConfig(
@@ -60,6 +60,11 @@ def launch(arguments: Sequence[str], processes: int) -> int:
                 raise
             return max(_codes(folder), default=0) or 130
         return max(_codes(folder), default=0)
+
+
+def _cores() -> int:
+    """Cores that this process may use, where the system says so (Linux)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _died() -> int:

@@ -8,7 +8,8 @@ The caller promises that an output is either the very array of an input or does 
 Rows that are visited in falling order are also walked in falling order, so that the processor sees one falling
 stream, which it fetches ahead of time, instead of jumps (measured: half the time of a backward scan).
 
-Imports numba; import it lazily.
+Imports numba; import it lazily. numba's cache of machine code looks at the file of a kernel only: after a change
+here, delete ops/__pycache__.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class World:
         if self.size == 1:
             return list(values)
         sums = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(sums, group=_host_group())
+        dist.all_reduce(sums)
         return sums.tolist()
 
     def gathered(self, value: T) -> list[T]:
@@ -69,7 +69,7 @@ class World:
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value, group=_host_group())
+        dist.all_gather_object(found, value)
         return found
 
     def share(self, batch: Batch) -> tuple[Batch, bool]:
@@ -114,10 +114,6 @@ def joined(device: torch.device, *, shard: bool = False) -> Iterator[World]:
         yield World(dist.get_rank(), dist.get_world_size(), shard and dist.get_world_size() > 1, device)
     finally:
         dist.destroy_process_group()
-
-
-def _host_group() -> Any:
-    return None  # with several backends torch picks the one that fits the tensors' device
 
 
 class _LossOf(nn.Module):

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,7 +64,7 @@ def leave(run: Trainer, problem: NotFinite) -> None:
     engine = run.engine
     if run.world.shard:
         return
-    kept = {name: t.clone() for name, t in engine.before.items()}
+    kept = {name: t.clone() for name, t in engine.random_before.items()}
     batch = problem.batch.to(run.device)
     restore_random(kept, engine.generator)
     found = compute(run.system, batch, problem.step, engine.precision, engine.generator)
@@ -192,8 +191,3 @@ def _floats(value: Any) -> Iterator[Tensor]:
             yield from _floats(item)
     elif isinstance(value, Seq):
         yield value.data if value.mask is None else value.data[value.mask]
-
-
-def describe(found: Dump) -> str:
-    about = found.about
-    return json.dumps({k: about[k] for k in ("system", "step", "seed", "precision", "rows", "what", "value")})

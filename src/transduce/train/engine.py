@@ -118,7 +118,7 @@ class Engine:
         self.ema = None if config.ema is None else Ema(self.model, config.ema)
         self.parts = 1
         """In how many pieces a batch is computed; 2 after a step ran out of memory."""
-        self.before = random_state(self.generator)
+        self.random_before = random_state(self.generator)
         """The generators as they were before the last step."""
         self._trained = [p for p in self.model.parameters() if p.requires_grad]
 
@@ -126,7 +126,7 @@ class Engine:
         """Take one step. Raises :class:`NotFinite` before the weights change when the loss or gradient is not
         finite."""
         self.model.train()
-        self.before = random_state(self.generator)
+        self.random_before = random_state(self.generator)
         self.optimiser.zero_grad(set_to_none=True)
         batches = [part for batch in batches for part in in_parts(batch, self.parts)]
         alone = len(batches) == 1 and self.world.size == 1
@@ -142,9 +142,8 @@ class Engine:
         if not math.isfinite(weighted):
             raise NotFinite("loss", weighted, step, batches[0])
         if not alone:
-            for p in self._trained:
-                if p.grad is not None:
-                    p.grad.mul_(self.world.size / max(1, symbols))
+            grads = [p.grad for p in self._trained if p.grad is not None]
+            torch._foreach_mul_(grads, self.world.size / max(1, symbols))
         norm = float(gathered(torch.nn.utils.clip_grad_norm_(self._trained, self.config.clip or math.inf)))
         if not math.isfinite(norm):
             raise NotFinite("gradient", norm, step, batches[0])

@@ -27,7 +27,7 @@ def careful_update(run: Trainer, micro: list[Batch], rate: float) -> Update:
         if not is_out_of_memory(problem) or engine.parts > 1 or run.world.size > 1:
             raise
     engine.optimiser.zero_grad(set_to_none=True)
-    restore_random(engine.before, engine.generator)
+    restore_random(engine.random_before, engine.generator)
     engine.parts = run.progress.parts = 2
     run.note(f"step {step} ran out of memory: from here on each batch is computed in two halves")
     return engine.update(micro, step, rate)

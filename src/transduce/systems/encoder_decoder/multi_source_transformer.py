@@ -45,12 +45,12 @@ from transduce.nn.embed import Embed, Head
 from transduce.nn.feedforward import FeedForward
 from transduce.nn.multi_attend import STRATEGIES
 from transduce.nn.norm import LayerNorm
+from transduce.nn.stack import transformer_encoder
 from transduce.objectives import Likelihood
 from transduce.search import Beam, Greedy, LengthPenalty, ratio
 from transduce.train import TrainConfig
 
 from ._multi_source_check import check
-from .transformer import encoder_stack
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,10 @@ def multi_source_transformer(data: DataSpec, c: Config = Config()) -> System:
     separator = separator_of(data.source, c.sources)
     count = 1 if separator is None else c.sources
     norm, attend = partial(LayerNorm, c.dim), partial(MultiHeadAttend, c.dim, heads=c.heads)
-    encoder = lambda: SequenceEncoder(Embed(data.source.size, c.dim, scale=True), encoder_stack(c))
+    stack = lambda: transformer_encoder(
+        c.encoder_layers, c.dim, c.heads, c.feedforward, position=c.position, dropout=c.dropout
+    )
+    encoder = lambda: SequenceEncoder(Embed(data.source.size, c.dim, scale=True), stack())
     encoders = [encoder()] * count if c.share_encoder else [encoder() for _ in range(count)]
     layers = [
         MultiSourceLayer(

@@ -17,16 +17,16 @@ from typing import Literal
 
 from torch import nn
 
-from transduce.core.protocols import Mixer, System
+from transduce.core.protocols import System
 from transduce.core.registry import system
 from transduce.data import DataSpec
 from transduce.models import DecoderLayer, EncoderDecoder, MixerDecoder, SequenceEncoder
 from transduce.nn.attend import MultiHeadAttend
 from transduce.nn.attention import Attention
-from transduce.nn.combine import Pointwise, Residual, Serial
 from transduce.nn.embed import Embed, Head
 from transduce.nn.feedforward import FeedForward
 from transduce.nn.norm import LayerNorm
+from transduce.nn.stack import transformer_encoder
 from transduce.objectives import Likelihood
 from transduce.search import Beam, Greedy, LengthPenalty, ratio
 from transduce.train import TrainConfig
@@ -54,26 +54,6 @@ class Config:
     """Width of the beam where beam search is asked for."""
 
 
-def encoder_stack(c: Config) -> Mixer:
-    """Pre-norm self-attention and feedforward layers, non-causal."""
-    norm = partial(LayerNorm, c.dim)
-    layers: list[Mixer] = [Pointwise(nn.Dropout(c.dropout))]
-    for _ in range(c.encoder_layers):
-        layers.append(
-            Residual(
-                Attention(c.dim, c.heads, position=c.position, causal=False), norm=norm(), dropout=c.dropout
-            )
-        )
-        layers.append(
-            Residual(
-                Pointwise(FeedForward(c.dim, c.feedforward, dropout=c.dropout)),
-                norm=norm(),
-                dropout=c.dropout,
-            )
-        )
-    return Serial(*layers, Pointwise(norm()))
-
-
 @system(
     name="transformer",
     kind="pairs",
@@ -96,12 +76,14 @@ def transformer(data: DataSpec, c: Config = Config()) -> System:
     decoder = MixerDecoder(
         nn.Sequential(target, nn.Dropout(c.dropout)), layers, norm(), Head(c.dim, data.target.size)
     )
+    source = Embed(data.source.size, c.dim, scale=True)
+    stack = transformer_encoder(
+        c.encoder_layers, c.dim, c.heads, c.feedforward, position=c.position, dropout=c.dropout
+    )
     length = ratio(2.0, 10)
     return System(
         name="transformer",
-        model=EncoderDecoder(
-            SequenceEncoder(Embed(data.source.size, c.dim, scale=True), encoder_stack(c)), decoder
-        ),
+        model=EncoderDecoder(SequenceEncoder(source, stack), decoder),
         objective=Likelihood(c.label_smoothing),
         search=Greedy(max_length=length),
         search_wide=Beam(width=c.beam, max_length=length, length=LengthPenalty(1.0)),
