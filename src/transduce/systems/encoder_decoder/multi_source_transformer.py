@@ -105,17 +105,17 @@ def multi_source_transformer(data: DataSpec, c: Config = Config()) -> System:
     separator = separator_of(data.source, c.sources)
     count = 1 if separator is None else c.sources
     norm, attend = partial(LayerNorm, c.dim), partial(MultiHeadAttend, c.dim, heads=c.heads)
-    stack = lambda: transformer_encoder(
-        c.encoder_layers, c.dim, c.heads, c.feedforward, position=c.position, dropout=c.dropout
-    )
+    own = partial(Attention, c.dim, c.heads, position=c.position)
+    widen = partial(FeedForward, c.dim, c.feedforward, dropout=c.dropout)
+    stack = lambda: transformer_encoder(c.encoder_layers, c.dim, own, widen, c.dropout)
     encoder = lambda: SequenceEncoder(Embed(data.source.size, c.dim, scale=True), stack())
     encoders = [encoder()] * count if c.share_encoder else [encoder() for _ in range(count)]
     layers = [
         MultiSourceLayer(
-            Attention(c.dim, c.heads, position=c.position),
+            own(),
             norm,
             STRATEGIES[c.cross](count, attend, norm, c.dropout),
-            FeedForward(c.dim, c.feedforward, dropout=c.dropout),
+            widen(),
             c.dropout,
         )
         for _ in range(c.decoder_layers)

@@ -62,13 +62,15 @@ class Config:
 )
 def transformer(data: DataSpec, c: Config = Config()) -> System:
     norm = partial(LayerNorm, c.dim)
+    attention = partial(Attention, c.dim, c.heads, position=c.position)
+    feedforward = partial(FeedForward, c.dim, c.feedforward, dropout=c.dropout)
     target = Embed(data.target.size, c.dim, scale=True)
     layers = [
         DecoderLayer(
-            Attention(c.dim, c.heads, position=c.position),
+            attention(),
             norm,
             MultiHeadAttend(c.dim, c.dim, heads=c.heads),
-            FeedForward(c.dim, c.feedforward, dropout=c.dropout),
+            feedforward(),
             c.dropout,
         )
         for _ in range(c.decoder_layers)
@@ -77,9 +79,7 @@ def transformer(data: DataSpec, c: Config = Config()) -> System:
         nn.Sequential(target, nn.Dropout(c.dropout)), layers, norm(), Head(c.dim, data.target.size)
     )
     source = Embed(data.source.size, c.dim, scale=True)
-    stack = transformer_encoder(
-        c.encoder_layers, c.dim, c.heads, c.feedforward, position=c.position, dropout=c.dropout
-    )
+    stack = transformer_encoder(c.encoder_layers, c.dim, attention, feedforward, c.dropout)
     length = ratio(2.0, 10)
     return System(
         name="transformer",
