@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Collection, Sequence
+from typing import Collection, Iterable, Sequence
 
 from transduce.core.errors import DataError
 
+from ..batching import Corpus, Example
 from ..fields import SEPARATOR
 from ..metrics import TRANSLATION
+from ..split import split_grouped
 
 UNSPACED = ("dz", "ja", "km", "ko", "zh-cn", "zh-tw", "zh")
 """Languages that BLEU's tokens, made for words between spaces, do not fit; there chrF alone is reported."""
@@ -57,3 +59,33 @@ def direction(corpus: str, text: str, languages: Collection[str]) -> Direction:
 def joined(versions: Sequence[str]) -> str:
     """Several versions of a text as one source."""
     return f" {SEPARATOR} ".join(versions)
+
+
+def sentence_pairs(
+    name: str,
+    rows: Iterable[tuple[str, Example]],
+    *,
+    licence: str,
+    origin: str,
+    metrics: tuple[str, ...],
+    vocabulary: int = 8000,
+) -> Corpus:
+    """A corpus of ``(group, example)``, split by group, no version of a source in two parts; one BPE vocabulary serves
+    both sides."""
+    parts = split_grouped(rows, lambda source: source.split(f" {SEPARATOR} "))
+    return Corpus(
+        name,
+        "pairs",
+        parts["train"],
+        parts["valid"],
+        parts["test"],
+        "bpe",
+        "bpe",
+        "sentence error",
+        "word error",
+        licence=licence,
+        origin=origin,
+        metrics=metrics,
+        vocabulary=vocabulary,
+        shared=True,
+    )

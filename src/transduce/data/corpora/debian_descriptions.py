@@ -15,11 +15,9 @@ import re
 from typing import Iterable, Iterator, NamedTuple
 
 from ..batching import Corpus, Example
-from ..fields import SEPARATOR
 from ..metrics import SUMMARY
-from ..split import split_grouped
 from . import _debian_index as index
-from ._directions import Direction, direction, joined
+from ._directions import direction, joined, sentence_pairs
 
 NAME = "debian-descriptions"
 LANGUAGES = ("cs", "da", "de", "en", "es", "fr", "it", "ja", "ko", "pl", "pt", "pt-br", "ru", "sk", "uk")
@@ -112,25 +110,12 @@ def load(data_dir: str | os.PathLike | None = None, variant: str | None = None) 
         rows = summaries(versions[0], groups)
     else:
         rows = sorted(aligned(versions, groups))
-    parts = split_grouped(rows, lambda source: source.split(f" {SEPARATOR} "))
-    return _corpus(chosen, parts)
-
-
-def _corpus(chosen: Direction | None, parts: dict[str, list[Example]]) -> Corpus:
-    return Corpus(
+    return sentence_pairs(
         NAME if chosen is None else f"{NAME}:{chosen}",
-        "pairs",
-        parts["train"],
-        parts["valid"],
-        parts["test"],
-        "bpe",
-        "bpe",
-        "sentence error",
-        "word error",
+        rows,
         licence="freely redistributable; each package's own licence, named in its copyright file",
         origin=f"package index of Debian {index.RELEASE}, main{f', {chosen}' if chosen else ''}",
         metrics=SUMMARY if chosen is None else chosen.metrics,
-        shared=True,
     )
 
 

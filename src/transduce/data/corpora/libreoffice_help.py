@@ -23,9 +23,7 @@ from transduce.core.errors import DataError
 from ..archives import members
 from ..batching import Corpus, Example
 from ..fetch import Archive, fetch
-from ..fields import SEPARATOR
-from ..split import split_grouped
-from ._directions import direction, joined
+from ._directions import direction, joined, sentence_pairs
 
 NAME = "libreoffice-help"
 VARIANT = "en-de"
@@ -150,20 +148,11 @@ def aligned(versions: list[Mapping[tuple[str, str], str]]) -> Iterable[tuple[str
 def load(data_dir: str | os.PathLike | None = None, variant: str = VARIANT) -> Corpus:
     chosen = direction(NAME, variant, DIGESTS)
     versions = [read(fetch(archive(code), data_dir), code) for code in chosen.languages]
-    parts = split_grouped(aligned(versions), lambda source: source.split(f" {SEPARATOR} "))
-    return Corpus(
+    return sentence_pairs(
         NAME if str(chosen) == VARIANT else f"{NAME}:{chosen}",
-        "pairs",
-        parts["train"],
-        parts["valid"],
-        parts["test"],
-        "bpe",
-        "bpe",
-        "sentence error",
-        "word error",
+        aligned(versions),
         licence="MPL-2.0, The Document Foundation and contributors",
         origin=f"LibreOffice help, Debian package {NAME} {VERSION}, {chosen}",
         metrics=chosen.metrics,
         vocabulary=4000,
-        shared=True,
     )
