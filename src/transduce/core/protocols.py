@@ -175,12 +175,3 @@ class System:
     train: Any = None
     expect: Sequence[Claim] = ()
     search_wide: Searcher | None = None
-
-
-class Registered(Protocol):
-    """A system page's builder as the registry keeps it."""
-
-    system_name: ClassVar[str]
-    config_type: ClassVar[type]
-
-    def __call__(self, data: Any, c: Any) -> System: ...
