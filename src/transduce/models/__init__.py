@@ -4,8 +4,10 @@ from .depth_layer import DepthLayer
 from .encoder_decoder import EncoderDecoder, LanguageModel
 from .encoders import LastStep, MeanStep, SequenceEncoder, VectorEncoder
 from .grid_decoder import GridDecoder
+from .labelling import Labeller
 from .memory import FreeAnswers, MemoryNetwork, RecentDecoder, TiedAnswers
 from .mixer_decoder import DecoderLayer, MixerDecoder
+from .mixer_lm import mixer_language_model
 from .multi_source import MultiSourceEncoder, MultiSourceLayer
 from .pointer import PointerAttend, PointerDecoder, PointerNet
 from .recurrent_decoder import RecurrentDecoder
@@ -18,6 +20,7 @@ __all__ = [
     "EncoderDecoder",
     "FreeAnswers",
     "GridDecoder",
+    "Labeller",
     "LanguageModel",
     "LastStep",
     "MeanStep",
@@ -38,4 +41,5 @@ __all__ = [
     "TiedAnswers",
     "UnfoldingEncoder",
     "VectorEncoder",
+    "mixer_language_model",
 ]

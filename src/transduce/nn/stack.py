@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Callable
+from typing import Callable, Sequence
 
 from torch import nn
 
@@ -30,3 +30,24 @@ def transformer_encoder(
         parts.append(Residual(attention(causal=False), norm=norm(), dropout=dropout))
         parts.append(Residual(Pointwise(feedforward()), norm=norm(), dropout=dropout))
     return Serial(*parts, Pointwise(norm()))
+
+
+def mixer_stack(
+    mixers: Sequence[Mixer],
+    dim: int,
+    feedforward: Callable[[], nn.Module] | None = None,
+    *,
+    norm: Callable[[int], nn.Module] = LayerNorm,
+    dropout: float = 0.0,
+) -> Mixer:
+    """x <- x + mixer(norm(x)), x <- x + feedforward(norm(x)) for each mixer, and a norm at the end.
+
+    (B,T,dim) -> (B,T,dim), causal where all mixers are. ``feedforward()`` makes the part over channels; None leaves
+    those branches out.
+    """
+    parts: list[Mixer] = []
+    for mixer in mixers:
+        parts.append(Residual(mixer, norm=norm(dim), dropout=dropout))
+        if feedforward is not None:
+            parts.append(Residual(Pointwise(feedforward()), norm=norm(dim), dropout=dropout))
+    return Serial(*parts, Pointwise(norm(dim)))
