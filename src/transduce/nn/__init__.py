@@ -15,6 +15,7 @@ from .norm import LayerNorm, RMSNorm
 from .pyramid import GatedPyramid
 from .recurrent import GRU, LSTM, Elman, ElmanCell, GRUCell, LSTMCell, Recurrence, from_torch
 from .retention import Retention
+from .ssm import LRU
 
 __all__ = [
     "AdditiveAttend",
@@ -40,6 +41,7 @@ __all__ = [
     "GridConv",
     "Halting",
     "Head",
+    "LRU",
     "LSTM",
     "LSTMCell",
     "LayerNorm",

@@ -16,12 +16,14 @@ from .attention import Attention
 from .linear_rnn import MinGRU
 from .recurrent import GRU, LSTM, Elman
 from .retention import Retention
+from .ssm import LRU
 
 MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "attention": Attention,
     "elman": Elman,
     "gru": GRU,
     "local-attention": partial(Attention, window=64),
+    "lru": LRU,
     "lstm": LSTM,
     "min-gru": MinGRU,
     "retention": Retention,
