@@ -17,7 +17,7 @@ from .pyramid import GatedPyramid
 from .recurrent import GRU, LSTM, Elman, ElmanCell, GRUCell, LSTMCell, Recurrence, from_torch
 from .retention import Retention
 from .spiking import LIF, BatchNorm
-from .ssm import LRU, LSSL, S4D
+from .ssm import LRU, LSSL, S4D, lru_block
 
 __all__ = [
     "AdditiveAttend",
@@ -70,6 +70,7 @@ __all__ = [
     "dilated_stack",
     "from_torch",
     "lmuformer_block",
+    "lru_block",
     "patch_embedding",
     "spiking_lmuformer_block",
 ]
