@@ -5,11 +5,13 @@ from .attention import Attention
 from .bytenet import MultiplicativeUnit, dilated_stack
 from .combine import Bidirectional, Parallel, Pointwise, Repeat, Residual, Serial
 from .convolution import CausalConv, DilatedConv
+from .delta import DeltaNet, GatedDeltaNet
 from .depth import DepthBlock, DepthLoop, Halting
 from .dropout import SequenceDropout
 from .embed import Embed, Head
 from .feedforward import FeedForward
 from .grid import AttentivePool, DenseGrid, GatedMax, GridConv, MaxOver, MeanOver
+from .lattice import Lattice
 from .linear_rnn import MinGRU
 from .norm import LayerNorm, RMSNorm
 from .pyramid import GatedPyramid
@@ -23,6 +25,7 @@ __all__ = [
     "AttentivePool",
     "Bidirectional",
     "CausalConv",
+    "DeltaNet",
     "DenseGrid",
     "DepthBlock",
     "DepthLoop",
@@ -34,6 +37,7 @@ __all__ = [
     "FeedForward",
     "GRU",
     "GRUCell",
+    "GatedDeltaNet",
     "GatedMax",
     "GatedPyramid",
     "GeneralAttend",
@@ -42,6 +46,7 @@ __all__ = [
     "Head",
     "LSTM",
     "LSTMCell",
+    "Lattice",
     "LayerNorm",
     "LocationAttend",
     "MaxOver",

@@ -13,14 +13,19 @@ from typing import Callable, Mapping
 from transduce.core.protocols import Mixer
 
 from .attention import Attention
+from .delta import DeltaNet, GatedDeltaNet
+from .lattice import Lattice
 from .linear_rnn import MinGRU
 from .recurrent import GRU, LSTM, Elman
 from .retention import Retention
 
 MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "attention": Attention,
+    "delta-net": DeltaNet,
     "elman": Elman,
+    "gated-delta-net": GatedDeltaNet,
     "gru": GRU,
+    "lattice": Lattice,
     "local-attention": partial(Attention, window=64),
     "lstm": LSTM,
     "min-gru": MinGRU,

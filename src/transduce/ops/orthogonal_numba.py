@@ -23,6 +23,7 @@ from numba import carray
 from torch import Tensor
 
 from .kernels import Kernel, as_bytes, as_size, thread_number, threads_for
+from .orthogonal import FLOOR
 from .vectors import lanes_of, load, spread, store, total
 
 CHUNK = 16
@@ -42,9 +43,15 @@ def _dot(p, i, q, j, width):  # noqa: ANN001, ANN202
 
 
 @_inline
+def _root(square):  # noqa: ANN001, ANN202
+    norm = math.sqrt(square)
+    return norm if norm > FLOOR else FLOOR
+
+
+@_inline
 def _norms(p, s, out, n, slots, width):  # noqa: ANN001, ANN202
     for m in range(slots):
-        out[n + m] = math.sqrt(_dot(p, s + m * width, p, s + m * width, width))
+        out[n + m] = _root(_dot(p, s + m * width, p, s + m * width, width))
 
 
 @_inline
@@ -72,7 +79,7 @@ def _advance(inputs, i, old, scratch, new, sizes):  # noqa: ANN001, ANN202
             x = load(source, s + m * width + b) * spread(norm, stays) + load(scratch, error + b) * spread(norm, g)
             store(scratch, s_new + m * width + b, x)
             norm = norm + x * x
-        scratch[n_new + m] = math.sqrt(total(norm))
+        scratch[n_new + m] = _root(total(norm))
 
 
 @_inline
@@ -141,6 +148,8 @@ def _through_read(inputs, dy, ds, dkeys, dgates, i, old, scratch, new, sums, siz
         dkeys[2 * i * slots + m] = read
         q = keys[2 * i * slots + m] / size_new
         back = -q * read / size_new
+        if size_new <= FLOOR:
+            back = 0
         on_s = spread(load(dy, i * width), 0)
         on_e = on_s
         for b in range(0, width, lanes):
@@ -191,6 +200,8 @@ def _through_write(inputs, ds, dkeys, dv, i, old, scratch, new, sums, sizes):  #
         stays = keep - g * c / size
         on_e, on_de = -g * gu / size, -key / size
         on_s = (-scratch[of_g + m] * g - along_u) / (size * size)
+        if size <= FLOOR:
+            on_s = 0
         like = load(dv, i * width)
         for b in range(0, width, lanes):
             at = place + m * width + b
