@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from transduce.nn import DeltaNet, GatedDeltaNet, Lattice
+from transduce.nn import RWKV7, DeltaNet, GatedDeltaNet, Lattice
 from transduce.testing import check_mixer
 
 VARIANTS = {
@@ -15,6 +15,7 @@ VARIANTS = {
     "gated-delta-net, one head": partial(GatedDeltaNet, heads=1, kernel=2, reflect=True),
     "lattice, chunks of 3": partial(Lattice, heads=2, slots=5, chunk=3),
     "lattice, no projection": partial(Lattice, slots=4, project=False, forget=False),
+    "rwkv7, narrow heads": partial(RWKV7, head_width=8, rank=4),
 }
 
 
@@ -35,6 +36,8 @@ def test_lattice_in_chunks_of_one_step_is_the_exact_one():
 def test_a_width_that_does_not_divide_is_named(mixer):
     with pytest.raises(ValueError, match="multiple of its 3 heads, got 16"):
         mixer(16, 3)
+    with pytest.raises(ValueError, match="multiple of its heads' 3, got 16"):
+        RWKV7(16, 3)
 
 
 def test_lattice_refuses_chunks_without_projection():

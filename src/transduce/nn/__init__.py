@@ -17,6 +17,7 @@ from .norm import LayerNorm, RMSNorm
 from .pyramid import GatedPyramid
 from .recurrent import GRU, LSTM, Elman, ElmanCell, GRUCell, LSTMCell, Recurrence, from_torch
 from .retention import Retention
+from .rwkv7 import RWKV7
 
 __all__ = [
     "AdditiveAttend",
@@ -57,6 +58,7 @@ __all__ = [
     "Parallel",
     "Pointwise",
     "RMSNorm",
+    "RWKV7",
     "Recurrence",
     "Repeat",
     "Residual",

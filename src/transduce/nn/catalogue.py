@@ -18,6 +18,7 @@ from .lattice import Lattice
 from .linear_rnn import MinGRU
 from .recurrent import GRU, LSTM, Elman
 from .retention import Retention
+from .rwkv7 import RWKV7
 
 MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "attention": Attention,
@@ -30,5 +31,6 @@ MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "lstm": LSTM,
     "min-gru": MinGRU,
     "retention": Retention,
+    "rwkv7": RWKV7,
 }
 """Name -> factory of a causal mixer (B,T,dim) -> (B,T,dim). ``dim`` is a multiple of 16."""

@@ -114,9 +114,7 @@ def _by_chunks(keys: Tensor, v: Tensor, gates: Tensor, slots: Tensor, chunk: int
     for part, size in ((slice(0, whole), chunk), (slice(whole, steps), steps - whole)):
         if part.start == part.stop:
             continue
-        q, k, values, rate, decay = (
-            _chunks(x[:, part], size) for x in (*keys.unbind(3), v, gates[..., 0], gates[..., 1])
-        )
+        q, k, values, rate = (_chunks(x[:, part], size) for x in (*keys.unbind(3), v, gates[..., 0]))
         decays = _decays(gates[:, part, :, 1], None, None, (batch, part.stop - part.start), size, work)
         for inputs in zip(*(x.unbind(2) for x in (q, k, values, rate, *decays))):
             y, slots = _one_chunk(*inputs[:4], inputs[4:], slots)
