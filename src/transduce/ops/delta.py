@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core.seq import zero_masked
 from .dispatch import Case, op
 from .retention import _chunks, _decays, _gates
+from .tracing import has_numba, why_traced
 
 _CHUNK = 64
 """Steps of one triangular solve: 16 to 128 were measured on one and two threads, 64 was fastest or within a tenth."""
@@ -80,8 +81,9 @@ def delta_rule(
         y (B,T,H,V) in the dtype of ``v`` and the state behind the last step (B,H,K,V), which is float32, or
         float64 where an input is float64.
 
-    Backends, in order: ``chunked`` (any device: in chunks of 64 steps all corrections are one triangular
-    solve and the rest products of matrices), ``reference`` (used below 4 steps, where it is cheaper).
+    Backends, in order: ``numba`` (CPU: the kernel of :mod:`transduce.ops.delta_general`; can be differentiated
+    once only), ``chunked`` (any device: in chunks of 64 steps all corrections are one triangular solve and the
+    rest products of matrices), ``reference`` (used below 4 steps, where it is cheaper).
     ``delta_rule.matrix`` gives the implied token-to-token matrix.
 
     Raises ValueError for shapes that do not fit. Source: I. Schlag et al., Linear Transformers Are Secretly
@@ -120,6 +122,37 @@ def _prepare(
         state = s0.to(work)
     decay = q.new_zeros(q.shape[2], dtype=work) if log_decay is None else log_decay
     return v.dtype, work, [zero_masked(x, flags[0]).to(work) for x in (q, k, v, beta)], decay, state
+
+
+def _why_not_numba(*tensors: Tensor | None, **flags: Tensor | None) -> str | None:
+    for t in (*tensors, *flags.values()):
+        if t is not None and t.device.type != "cpu":
+            return f"a tensor is on {t.device}, the kernel runs on the CPU"
+    return why_traced(*tensors, *flags.values()) or (None if has_numba() else "numba is not installed")
+
+
+@delta_rule.backend("numba", when=_why_not_numba)
+def _delta_numba(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None = None,
+    s0: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    from .delta_general import generalised_delta_rule  # it stands on this module
+
+    dtype, _, (q, k, v, beta), decay, state = _prepare(q, k, v, beta, log_decay, s0, (mask, resets))
+    decay = zero_masked(decay, mask).to(q.dtype) if decay.dim() == 3 else decay.expand_as(beta)
+    written = beta[..., None] * k
+    removal = torch.stack((k, torch.exp(decay)[..., None] * written), 3)
+    y, state = generalised_delta_rule.run(
+        "numba", q, written, v, decay[..., None].expand_as(q), removal, state, mask=mask, resets=resets
+    )
+    return y.to(dtype), state
 
 
 def _why_not_chunked(q: Tensor, *args: Tensor | None, **flags: Tensor | None) -> str | None:
