@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 import textwrap
 import typing
 from dataclasses import dataclass, fields
@@ -12,11 +14,11 @@ from typing import Any, Callable, Literal, Sequence
 import tyro
 
 from transduce import systems
-from transduce.core.errors import UserError, nearest
+from transduce.core.errors import UserError
 
 from .machine import set_up
-from .own_module import from_module, said
 from .options import field_docs, parse
+from .own_module import from_module, said
 
 
 @dataclass(frozen=True)
