@@ -11,16 +11,20 @@ from .embed import Embed, Head
 from .feedforward import FeedForward
 from .grid import AttentivePool, DenseGrid, GatedMax, GridConv, MaxOver, MeanOver
 from .linear_rnn import MinGRU
+from .lmu import LMU, lmuformer_block, patch_embedding, spiking_lmuformer_block
 from .norm import LayerNorm, RMSNorm
 from .pyramid import GatedPyramid
 from .recurrent import GRU, LSTM, Elman, ElmanCell, GRUCell, LSTMCell, Recurrence, from_torch
 from .retention import Retention
+from .spiking import LIF, BatchNorm
+from .ssm import LRU, LSSL, S4D
 
 __all__ = [
     "AdditiveAttend",
     "Attend",
     "Attention",
     "AttentivePool",
+    "BatchNorm",
     "Bidirectional",
     "CausalConv",
     "DenseGrid",
@@ -40,6 +44,10 @@ __all__ = [
     "GridConv",
     "Halting",
     "Head",
+    "LIF",
+    "LMU",
+    "LRU",
+    "LSSL",
     "LSTM",
     "LSTMCell",
     "LayerNorm",
@@ -56,8 +64,12 @@ __all__ = [
     "Repeat",
     "Residual",
     "Retention",
+    "S4D",
     "SequenceDropout",
     "Serial",
     "dilated_stack",
     "from_torch",
+    "lmuformer_block",
+    "patch_embedding",
+    "spiking_lmuformer_block",
 ]

@@ -14,16 +14,24 @@ from transduce.core.protocols import Mixer
 
 from .attention import Attention
 from .linear_rnn import MinGRU
+from .lmu import LMU, lmuformer_block, spiking_lmuformer_block
 from .recurrent import GRU, LSTM, Elman
 from .retention import Retention
+from .ssm import LRU, LSSL, S4D
 
 MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "attention": Attention,
     "elman": Elman,
     "gru": GRU,
     "local-attention": partial(Attention, window=64),
+    "lmu": LMU,
+    "lmuformer": lmuformer_block,
+    "lru": LRU,
+    "lssl": LSSL,
     "lstm": LSTM,
     "min-gru": MinGRU,
     "retention": Retention,
+    "s4d": S4D,
+    "spiking-lmuformer": spiking_lmuformer_block,
 }
 """Name -> factory of a causal mixer (B,T,dim) -> (B,T,dim). ``dim`` is a multiple of 16."""
