@@ -23,7 +23,9 @@ CHUNK = 32
 _STRIP = 64
 """Channels of a strip: a multiple of every vector's length, so that a strip's rows are whole cache lines."""
 _LOG2E, _LN2 = math.log2(math.e), math.log(2.0)
-_SPARE_LANES = 16
+_SPARE_LANES = 16  # of the longest vector
+_GAP = 80
+"""Numbers between two packed strips, so that their lines do not all fall into one set of the cache."""
 
 _inline = numba.njit(fastmath={"contract"}, error_model="numpy", inline="always")
 
@@ -97,7 +99,7 @@ def _forward(data) -> None:  # noqa: ANN001
     lanes, chunks = lanes_of(x), (steps + CHUNK - 1) // CHUNK
     me = thread_number()
     rate = me * room
-    state = rate + _STRIP * states
+    state = rate + _STRIP * states + _GAP
     jobs = batch * strips
     for job in range(jobs * me // threads, jobs * (me + 1) // threads):
         row, lo = job // strips, job % strips * _STRIP
@@ -198,7 +200,7 @@ def _backward(data) -> None:  # noqa: ANN001
     batch, steps, width, states = as_size(data[18]), as_size(data[19]), as_size(data[20]), as_size(data[21])
     strips, threads, room = as_size(data[22]), as_size(data[23]), as_size(data[24])
     lanes, chunks = lanes_of(x), (steps + CHUNK - 1) // CHUNK
-    me, packed = thread_number(), _STRIP * states
+    me, packed = thread_number(), _STRIP * states + _GAP
     rate = me * room
     state, carry, d_rate = rate + packed, rate + 2 * packed, rate + 3 * packed
     decays = rate + 4 * packed
@@ -277,7 +279,7 @@ def forward(inputs: Inputs, h0: Tensor, resets: Tensor | None, keep: bool) -> tu
     strips, threads = _plan(x)
     y, h = torch.empty_like(x), torch.empty_like(h0)
     marks = x.new_empty(batch, -(-steps // CHUNK), width * states) if keep else None
-    room = 2 * _STRIP * states
+    room = 2 * (_STRIP * states + _GAP)
     scratch = x.new_empty(threads, room)
     sizes = [batch, steps, width, states, strips, threads, room]
     _forward_kernel.launch(x.dtype, (*inputs, h0, h, y, marks, scratch, resets), sizes, threads)
@@ -295,7 +297,7 @@ def backward(
     da, dh0 = x.new_empty(batch, width, states), x.new_empty(batch, width, states)
     db, dc = (x.new_empty(batch, strips, steps, states) for _ in range(2))
     dskip = x.new_empty(batch, width)
-    room = (4 + 2 * CHUNK) * _STRIP * states + 2 * states * _SPARE_LANES + _STRIP
+    room = (4 + 2 * CHUNK) * (_STRIP * states + _GAP) + 2 * states * _SPARE_LANES + _STRIP
     scratch = x.new_empty(threads, room)
     sizes = [batch, steps, width, states, strips, threads, room]
     found = (dx, ddt, da, db, dc, dskip, dh0)
