@@ -9,8 +9,10 @@ from .depth import DepthBlock, DepthLoop, Halting
 from .dropout import SequenceDropout
 from .embed import Embed, Head
 from .feedforward import FeedForward
+from .gated_linear_attention import HGRN2, GatedLinearAttention
 from .grid import AttentivePool, DenseGrid, GatedMax, GridConv, MaxOver, MeanOver
 from .linear_rnn import MinGRU
+from .mlstm import MLSTM
 from .norm import LayerNorm, RMSNorm
 from .pyramid import GatedPyramid
 from .recurrent import GRU, LSTM, Elman, ElmanCell, GRUCell, LSTMCell, Recurrence, from_torch
@@ -34,16 +36,19 @@ __all__ = [
     "FeedForward",
     "GRU",
     "GRUCell",
+    "GatedLinearAttention",
     "GatedMax",
     "GatedPyramid",
     "GeneralAttend",
     "GridConv",
+    "HGRN2",
     "Halting",
     "Head",
     "LSTM",
     "LSTMCell",
     "LayerNorm",
     "LocationAttend",
+    "MLSTM",
     "MaxOver",
     "MeanOver",
     "MinGRU",

@@ -13,17 +13,22 @@ from typing import Callable, Mapping
 from transduce.core.protocols import Mixer
 
 from .attention import Attention
+from .gated_linear_attention import HGRN2, GatedLinearAttention
 from .linear_rnn import MinGRU
+from .mlstm import MLSTM
 from .recurrent import GRU, LSTM, Elman
 from .retention import Retention
 
 MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "attention": Attention,
     "elman": Elman,
+    "gla": GatedLinearAttention,
     "gru": GRU,
+    "hgrn2": HGRN2,
     "local-attention": partial(Attention, window=64),
     "lstm": LSTM,
     "min-gru": MinGRU,
+    "mlstm": MLSTM,
     "retention": Retention,
 }
 """Name -> factory of a causal mixer (B,T,dim) -> (B,T,dim). ``dim`` is a multiple of 16."""
