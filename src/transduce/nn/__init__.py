@@ -9,9 +9,11 @@ from .depth import DepthBlock, DepthLoop, Halting
 from .dropout import SequenceDropout
 from .embed import Embed, Head
 from .feedforward import FeedForward
+from .gated_linear_attention import HGRN2, GatedLinearAttention
 from .grid import AttentivePool, DenseGrid, GatedMax, GridConv, MaxOver, MeanOver
 from .linear_rnn import MinGRU
 from .lmu import LMU, lmuformer_block, patch_embedding, spiking_lmuformer_block
+from .mlstm import MLSTM
 from .norm import LayerNorm, RMSNorm
 from .pyramid import GatedPyramid
 from .recurrent import GRU, LSTM, Elman, ElmanCell, GRUCell, LSTMCell, Recurrence, from_torch
@@ -38,10 +40,12 @@ __all__ = [
     "FeedForward",
     "GRU",
     "GRUCell",
+    "GatedLinearAttention",
     "GatedMax",
     "GatedPyramid",
     "GeneralAttend",
     "GridConv",
+    "HGRN2",
     "Halting",
     "Head",
     "LIF",
@@ -52,6 +56,7 @@ __all__ = [
     "LSTMCell",
     "LayerNorm",
     "LocationAttend",
+    "MLSTM",
     "MaxOver",
     "MeanOver",
     "MinGRU",

@@ -13,8 +13,10 @@ from typing import Callable, Mapping
 from transduce.core.protocols import Mixer
 
 from .attention import Attention
+from .gated_linear_attention import HGRN2, GatedLinearAttention
 from .linear_rnn import MinGRU
 from .lmu import LMU, lmuformer_block, spiking_lmuformer_block
+from .mlstm import MLSTM
 from .recurrent import GRU, LSTM, Elman
 from .retention import Retention
 from .ssm import LRU, LSSL, S4D
@@ -22,7 +24,9 @@ from .ssm import LRU, LSSL, S4D
 MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "attention": Attention,
     "elman": Elman,
+    "gla": GatedLinearAttention,
     "gru": GRU,
+    "hgrn2": HGRN2,
     "local-attention": partial(Attention, window=64),
     "lmu": LMU,
     "lmuformer": lmuformer_block,
@@ -30,6 +34,7 @@ MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "lssl": LSSL,
     "lstm": LSTM,
     "min-gru": MinGRU,
+    "mlstm": MLSTM,
     "retention": Retention,
     "s4d": S4D,
     "spiking-lmuformer": spiking_lmuformer_block,
