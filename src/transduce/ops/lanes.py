@@ -57,6 +57,11 @@ class Lanes:
         im = self._plus(self._times(self.re, other.im), self._times(self.im, other.re))
         return Lanes(self._builder, re, im)
 
+    def __truediv__(self, other: Lanes) -> Lanes:
+        if self.im is not None:
+            raise TypeError("lanes divide real numbers only")
+        return Lanes(self._builder, self._builder.fdiv(self.re, other.re, flags=_CONTRACT))
+
     def conj(self) -> Lanes:
         im = None if self.im is None else self._builder.fneg(self.im)
         return Lanes(self._builder, self.re, im)
