@@ -2,6 +2,7 @@
 
 from .attend import AdditiveAttend, Attend, DotAttend, GeneralAttend, LocationAttend, MultiHeadAttend
 from .attention import Attention
+from .block_lrnn import BlockLRNN, OrthogonalBlocks, PNormBlocks, StochasticBlocks
 from .bytenet import MultiplicativeUnit, dilated_stack
 from .combine import Bidirectional, Parallel, Pointwise, Repeat, Residual, Serial
 from .convolution import CausalConv, DilatedConv
@@ -22,6 +23,7 @@ __all__ = [
     "Attention",
     "AttentivePool",
     "Bidirectional",
+    "BlockLRNN",
     "CausalConv",
     "DenseGrid",
     "DepthBlock",
@@ -49,6 +51,8 @@ __all__ = [
     "MinGRU",
     "MultiHeadAttend",
     "MultiplicativeUnit",
+    "OrthogonalBlocks",
+    "PNormBlocks",
     "Parallel",
     "Pointwise",
     "RMSNorm",
@@ -58,6 +62,7 @@ __all__ = [
     "Retention",
     "SequenceDropout",
     "Serial",
+    "StochasticBlocks",
     "dilated_stack",
     "from_torch",
 ]

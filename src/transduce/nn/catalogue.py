@@ -13,12 +13,14 @@ from typing import Callable, Mapping
 from transduce.core.protocols import Mixer
 
 from .attention import Attention
+from .block_lrnn import BlockLRNN
 from .linear_rnn import MinGRU
 from .recurrent import GRU, LSTM, Elman
 from .retention import Retention
 
 MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "attention": Attention,
+    "block-lrnn": BlockLRNN,
     "elman": Elman,
     "gru": GRU,
     "local-attention": partial(Attention, window=64),
