@@ -2,6 +2,7 @@
 
 from .attend import AdditiveAttend, Attend, DotAttend, GeneralAttend, LocationAttend, MultiHeadAttend
 from .attention import Attention
+from .block_lrnn import BlockLRNN, OrthogonalBlocks, PNormBlocks, StochasticBlocks
 from .bytenet import MultiplicativeUnit, dilated_stack
 from .combine import Bidirectional, Parallel, Pointwise, Repeat, Residual, Serial
 from .convolution import CausalConv, DilatedConv
@@ -28,6 +29,7 @@ __all__ = [
     "AttentivePool",
     "BatchNorm",
     "Bidirectional",
+    "BlockLRNN",
     "CausalConv",
     "DenseGrid",
     "DepthBlock",
@@ -62,6 +64,8 @@ __all__ = [
     "MinGRU",
     "MultiHeadAttend",
     "MultiplicativeUnit",
+    "OrthogonalBlocks",
+    "PNormBlocks",
     "Parallel",
     "Pointwise",
     "RMSNorm",
@@ -72,6 +76,7 @@ __all__ = [
     "S4D",
     "SequenceDropout",
     "Serial",
+    "StochasticBlocks",
     "dilated_stack",
     "from_torch",
     "lmuformer_block",

@@ -14,6 +14,7 @@ from transduce.core.protocols import Mixer
 
 from .attention import Attention
 from .gated_linear_attention import HGRN2, GatedLinearAttention
+from .block_lrnn import BlockLRNN
 from .linear_rnn import MinGRU
 from .lmu import LMU, lmuformer_block, spiking_lmuformer_block
 from .mlstm import MLSTM
@@ -23,6 +24,7 @@ from .ssm import LRU, LSSL, S4D
 
 MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "attention": Attention,
+    "block-lrnn": BlockLRNN,
     "elman": Elman,
     "gla": GatedLinearAttention,
     "gru": GRU,
