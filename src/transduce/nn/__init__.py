@@ -12,6 +12,7 @@ from .feedforward import FeedForward
 from .grid import AttentivePool, DenseGrid, GatedMax, GridConv, MaxOver, MeanOver
 from .linear_rnn import MinGRU
 from .norm import LayerNorm, RMSNorm
+from .para import ConvGated, ParaGRU, ParaGRUCell, ParaLSTM, ParaLSTMCell
 from .pyramid import GatedPyramid
 from .recurrent import GRU, LSTM, Elman, ElmanCell, GRUCell, LSTMCell, Recurrence, from_torch
 from .retention import Retention
@@ -23,6 +24,7 @@ __all__ = [
     "AttentivePool",
     "Bidirectional",
     "CausalConv",
+    "ConvGated",
     "DenseGrid",
     "DepthBlock",
     "DepthLoop",
@@ -49,6 +51,10 @@ __all__ = [
     "MinGRU",
     "MultiHeadAttend",
     "MultiplicativeUnit",
+    "ParaGRU",
+    "ParaGRUCell",
+    "ParaLSTM",
+    "ParaLSTMCell",
     "Parallel",
     "Pointwise",
     "RMSNorm",

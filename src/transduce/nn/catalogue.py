@@ -14,6 +14,7 @@ from transduce.core.protocols import Mixer
 
 from .attention import Attention
 from .linear_rnn import MinGRU
+from .para import ParaGRU, ParaLSTM
 from .recurrent import GRU, LSTM, Elman
 from .retention import Retention
 
@@ -24,6 +25,8 @@ MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "local-attention": partial(Attention, window=64),
     "lstm": LSTM,
     "min-gru": MinGRU,
+    "para-gru": partial(ParaGRU, solver="newton"),
+    "para-lstm": partial(ParaLSTM, solver="newton"),
     "retention": Retention,
 }
 """Name -> factory of a causal mixer (B,T,dim) -> (B,T,dim). ``dim`` is a multiple of 16."""

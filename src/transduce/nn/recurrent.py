@@ -15,28 +15,37 @@ from transduce.core import state as states
 from transduce.core.protocols import Cell, Mixer
 from transduce.core.seq import zero_masked
 from transduce.core.state import State
+from transduce.core.tap import tap
 from transduce.ops.rnn import elman, gru, lstm
+from transduce.ops.tracing import why_traced
 
 from .masking import only_pads_right, valid_resets
+from .newton import Channels
 
 
 class Recurrence(Mixer):
     """Runs a :class:`Cell` over time: s_t = step(inputs(x)_t, s_{t-1}), y_t = project(output(s_t)).
 
     ``solver``: "loop" calls ``cell.step`` once a step; "fused" calls the cell's own
-    ``solve(pre, state, *, mask, resets) -> (outputs, state)`` for the whole chunk; "auto" takes "fused" where
-    the cell has it. ``project`` maps the cell's output (B,T,H) to the width of the layer; None leaves it.
+    ``solve(pre, state, *, mask, resets) -> (outputs, state)`` for the whole chunk; "newton" solves all steps at once
+    (:mod:`transduce.ops.newton`) and serves cells whose channels do not read each other's state. A cell says its
+    Jacobian with ``jacobian(pre, state)`` (:class:`transduce.nn.newton.Channels`); any other cell is differentiated and
+    looked at on its first use, and UserError says why where it does not fit. "auto" takes "fused" where the cell has
+    it and "loop" elsewhere. ``project`` maps the cell's output (B,T,H) to the width of the layer; None leaves it.
+    The tap ``residuals`` shows how Newton's method went.
     """
 
     def __init__(self, cell: Cell, *, solver: str = "auto", project: nn.Module | None = None) -> None:
         super().__init__()
-        if solver not in ("auto", "loop", "fused"):
-            raise ValueError(f'solver must be "auto", "loop" or "fused", not {solver!r}')
+        if solver not in ("auto", "loop", "fused", "newton"):
+            raise ValueError(f'solver must be "auto", "loop", "fused" or "newton", not {solver!r}')
         fusable = hasattr(cell, "solve")
         if solver == "fused" and not fusable:
             raise ValueError(f'{type(cell).__name__} has no method "solve"; use solver="loop"')
-        self.cell, self.project = cell, project
-        self.fused = fusable and solver != "loop"
+        if solver == "auto":
+            solver = "fused" if fusable else "loop"
+        self.cell, self.project, self.solver = cell, project, solver
+        self._fits = hasattr(cell, "jacobian")  # else the channels are looked at on first use
 
     def init_state(self, batch: int, *, capacity: int | None = None) -> State:
         return self.cell.init_state(batch)
@@ -49,11 +58,24 @@ class Recurrence(Mixer):
         if state is None and only_pads_right(mask):
             mask = None  # nobody reads behind the last valid step, so no kernel need hold the rows there
         before = self.cell.init_state(x.shape[0]) if state is None else state
-        run = self.cell.solve if self.fused else self._loop
+        run = {"fused": getattr(self.cell, "solve", None), "newton": self._newton}.get(self.solver, self._loop)
         y, after = run(pre, before, mask=mask, resets=resets)
         if self.project is not None:
             y = self.project(y)
         return y, None if state is None else after
+
+    def _newton(
+        self, pre: Tensor, state: State, *, mask: Tensor | None, resets: Tensor | None
+    ) -> tuple[Tensor, State]:
+        if pre.shape[1] == 1 or why_traced(pre) is not None:  # one step is the step; an iteration cannot be traced
+            return self._loop(pre, state, mask=mask, resets=resets)
+        channels = Channels(self.cell)
+        if not self._fits:
+            channels.check(pre.shape[2])
+            self._fits = True
+        y, after, solution = channels.solve(pre, state, mask=mask, resets=resets)
+        tap(self, "residuals", torch.tensor(solution.residuals))
+        return y, after
 
     def _loop(
         self, pre: Tensor, state: State, *, mask: Tensor | None, resets: Tensor | None
