@@ -16,6 +16,7 @@ from .para import ConvGated, ParaGRU, ParaGRUCell, ParaLSTM, ParaLSTMCell
 from .pyramid import GatedPyramid
 from .recurrent import GRU, LSTM, Elman, ElmanCell, GRUCell, LSTMCell, Recurrence, from_torch
 from .retention import Retention
+from .slstm import SLSTM, SLSTMCell
 
 __all__ = [
     "AdditiveAttend",
@@ -62,6 +63,8 @@ __all__ = [
     "Repeat",
     "Residual",
     "Retention",
+    "SLSTM",
+    "SLSTMCell",
     "SequenceDropout",
     "Serial",
     "dilated_stack",

@@ -17,6 +17,7 @@ from .linear_rnn import MinGRU
 from .para import ParaGRU, ParaLSTM
 from .recurrent import GRU, LSTM, Elman
 from .retention import Retention
+from .slstm import SLSTM
 
 MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "attention": Attention,
@@ -28,5 +29,6 @@ MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "para-gru": partial(ParaGRU, solver="newton"),
     "para-lstm": partial(ParaLSTM, solver="newton"),
     "retention": Retention,
+    "slstm": SLSTM,
 }
 """Name -> factory of a causal mixer (B,T,dim) -> (B,T,dim). ``dim`` is a multiple of 16."""

@@ -3,7 +3,7 @@ solves all steps at once, and a step costs no product of matrices."""
 
 from __future__ import annotations
 
-from typing import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from transduce.core.state import State
 
 from .convolution import CausalConv
 from .norm import RMSNorm
-from .recurrent import LSTMState, Recurrence
+from .recurrent import LSTMState, Recurrence, recurrence
 
 
 class HeadInput(nn.Module):
@@ -146,20 +146,12 @@ def ParaGRU(dim: int, hidden: int | None = None, *, heads: int = 1, solver: str 
 
     ``hidden`` is ``dim`` by default; another width gets a linear projection back to ``dim``.
     """
-    return _recurrence(ParaGRUCell, dim, hidden, heads, solver)
+    return recurrence(partial(ParaGRUCell, heads=heads), dim, hidden, solver)
 
 
 def ParaLSTM(dim: int, hidden: int | None = None, *, heads: int = 1, solver: str = "auto") -> Recurrence:
     """An LSTM that is solved in parallel over time; see :class:`ParaLSTMCell`. Arguments as for :func:`ParaGRU`."""
-    return _recurrence(ParaLSTMCell, dim, hidden, heads, solver)
-
-
-def _recurrence(
-    cell: Callable[..., Cell], dim: int, hidden: int | None, heads: int, solver: str
-) -> Recurrence:
-    hidden = dim if hidden is None else hidden
-    project = nn.Linear(hidden, dim) if hidden != dim else None
-    return Recurrence(cell(dim, hidden, heads=heads), solver=solver, project=project)
+    return recurrence(partial(ParaLSTMCell, heads=heads), dim, hidden, solver)
 
 
 class ConvGated(Mixer):
