@@ -30,6 +30,7 @@ COMMANDS = {
     "sweep": ("transduce.cli.sweep", "sweep_command", "search for good settings of a system"),
     "doctor": ("transduce.cli.doctor", "doctor_command", "say what works on this machine and what does not"),
     "laws": ("transduce.cli.info", "laws_command", "tell which law of the state protocol a layer breaks"),
+    "conform": ("transduce.cli.conform", "conform_command", "tell which promises of decoding any causal model keeps"),
 }
 
 REFUSALS = (
