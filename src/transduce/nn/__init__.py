@@ -16,11 +16,13 @@ from .linear_rnn import MinGRU
 from .lmu import LMU, lmuformer_block, patch_embedding, spiking_lmuformer_block
 from .mlstm import MLSTM
 from .norm import LayerNorm, RMSNorm
+from .para import ConvGated, ParaGRU, ParaGRUCell, ParaLSTM, ParaLSTMCell
 from .pyramid import GatedPyramid
 from .recurrent import GRU, LSTM, Elman, ElmanCell, GRUCell, LSTMCell, Recurrence, from_torch
 from .retention import Retention
 from .spiking import LIF, BatchNorm
 from .ssm import LRU, LSSL, S4D
+from .slstm import SLSTM, SLSTMCell
 
 __all__ = [
     "AdditiveAttend",
@@ -31,6 +33,7 @@ __all__ = [
     "Bidirectional",
     "BlockLRNN",
     "CausalConv",
+    "ConvGated",
     "DenseGrid",
     "DepthBlock",
     "DepthLoop",
@@ -66,6 +69,10 @@ __all__ = [
     "MultiplicativeUnit",
     "OrthogonalBlocks",
     "PNormBlocks",
+    "ParaGRU",
+    "ParaGRUCell",
+    "ParaLSTM",
+    "ParaLSTMCell",
     "Parallel",
     "Pointwise",
     "RMSNorm",
@@ -74,6 +81,8 @@ __all__ = [
     "Residual",
     "Retention",
     "S4D",
+    "SLSTM",
+    "SLSTMCell",
     "SequenceDropout",
     "Serial",
     "StochasticBlocks",

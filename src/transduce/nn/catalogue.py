@@ -21,6 +21,10 @@ from .mlstm import MLSTM
 from .recurrent import GRU, LSTM, Elman
 from .retention import Retention
 from .ssm import LRU, LSSL, S4D
+from .para import ParaGRU, ParaLSTM
+from .recurrent import GRU, LSTM, Elman
+from .retention import Retention
+from .slstm import SLSTM
 
 MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "attention": Attention,
@@ -40,5 +44,9 @@ MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "retention": Retention,
     "s4d": S4D,
     "spiking-lmuformer": spiking_lmuformer_block,
+    "para-gru": partial(ParaGRU, solver="newton"),
+    "para-lstm": partial(ParaLSTM, solver="newton"),
+    "retention": Retention,
+    "slstm": SLSTM,
 }
 """Name -> factory of a causal mixer (B,T,dim) -> (B,T,dim). ``dim`` is a multiple of 16."""
