@@ -20,9 +20,9 @@ from .para import ConvGated, ParaGRU, ParaGRUCell, ParaLSTM, ParaLSTMCell
 from .pyramid import GatedPyramid
 from .recurrent import GRU, LSTM, Elman, ElmanCell, GRUCell, LSTMCell, Recurrence, from_torch
 from .retention import Retention
+from .slstm import SLSTM, SLSTMCell
 from .spiking import LIF, BatchNorm
 from .ssm import LRU, LSSL, S4D
-from .slstm import SLSTM, SLSTMCell
 
 __all__ = [
     "AdditiveAttend",

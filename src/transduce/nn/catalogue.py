@@ -13,18 +13,16 @@ from typing import Callable, Mapping
 from transduce.core.protocols import Mixer
 
 from .attention import Attention
-from .gated_linear_attention import HGRN2, GatedLinearAttention
 from .block_lrnn import BlockLRNN
+from .gated_linear_attention import HGRN2, GatedLinearAttention
 from .linear_rnn import MinGRU
 from .lmu import LMU, lmuformer_block, spiking_lmuformer_block
 from .mlstm import MLSTM
-from .recurrent import GRU, LSTM, Elman
-from .retention import Retention
-from .ssm import LRU, LSSL, S4D
 from .para import ParaGRU, ParaLSTM
 from .recurrent import GRU, LSTM, Elman
 from .retention import Retention
 from .slstm import SLSTM
+from .ssm import LRU, LSSL, S4D
 
 MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "attention": Attention,
@@ -33,20 +31,19 @@ MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "gla": GatedLinearAttention,
     "gru": GRU,
     "hgrn2": HGRN2,
-    "local-attention": partial(Attention, window=64),
     "lmu": LMU,
     "lmuformer": lmuformer_block,
+    "local-attention": partial(Attention, window=64),
     "lru": LRU,
     "lssl": LSSL,
     "lstm": LSTM,
     "min-gru": MinGRU,
     "mlstm": MLSTM,
-    "retention": Retention,
-    "s4d": S4D,
-    "spiking-lmuformer": spiking_lmuformer_block,
     "para-gru": partial(ParaGRU, solver="newton"),
     "para-lstm": partial(ParaLSTM, solver="newton"),
     "retention": Retention,
+    "s4d": S4D,
     "slstm": SLSTM,
+    "spiking-lmuformer": spiking_lmuformer_block,
 }
 """Name -> factory of a causal mixer (B,T,dim) -> (B,T,dim). ``dim`` is a multiple of 16."""
