@@ -10,7 +10,9 @@ from .dropout import SequenceDropout
 from .embed import Embed, Head
 from .feedforward import FeedForward
 from .grid import AttentivePool, DenseGrid, GatedMax, GridConv, MaxOver, MeanOver
-from .linear_rnn import MinGRU
+from .griffin import RGLRU, BlockDiagonal, GriffinRecurrent
+from .hgrn import HGRU, LowerBounds
+from .linear_rnn import MinGRU, MinLSTM, min_rnn
 from .norm import LayerNorm, RMSNorm
 from .pyramid import GatedPyramid
 from .recurrent import GRU, LSTM, Elman, ElmanCell, GRUCell, LSTMCell, Recurrence, from_torch
@@ -22,6 +24,7 @@ __all__ = [
     "Attention",
     "AttentivePool",
     "Bidirectional",
+    "BlockDiagonal",
     "CausalConv",
     "DenseGrid",
     "DepthBlock",
@@ -38,19 +41,24 @@ __all__ = [
     "GatedPyramid",
     "GeneralAttend",
     "GridConv",
+    "GriffinRecurrent",
+    "HGRU",
     "Halting",
     "Head",
     "LSTM",
     "LSTMCell",
     "LayerNorm",
     "LocationAttend",
+    "LowerBounds",
     "MaxOver",
     "MeanOver",
     "MinGRU",
+    "MinLSTM",
     "MultiHeadAttend",
     "MultiplicativeUnit",
     "Parallel",
     "Pointwise",
+    "RGLRU",
     "RMSNorm",
     "Recurrence",
     "Repeat",
@@ -60,4 +68,5 @@ __all__ = [
     "Serial",
     "dilated_stack",
     "from_torch",
+    "min_rnn",
 ]

@@ -13,17 +13,23 @@ from typing import Callable, Mapping
 from transduce.core.protocols import Mixer
 
 from .attention import Attention
-from .linear_rnn import MinGRU
+from .griffin import RGLRU, GriffinRecurrent
+from .hgrn import HGRU
+from .linear_rnn import MinGRU, MinLSTM
 from .recurrent import GRU, LSTM, Elman
 from .retention import Retention
 
 MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "attention": Attention,
     "elman": Elman,
+    "griffin": GriffinRecurrent,
     "gru": GRU,
+    "hgrn": HGRU,
     "local-attention": partial(Attention, window=64),
     "lstm": LSTM,
     "min-gru": MinGRU,
+    "min-lstm": MinLSTM,
     "retention": Retention,
+    "rg-lru": RGLRU,
 }
 """Name -> factory of a causal mixer (B,T,dim) -> (B,T,dim). ``dim`` is a multiple of 16."""
