@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable
+from typing import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -62,3 +62,11 @@ def stream_accuracy(
         right += int((model(inputs).argmax(-1) == labels)[scored].sum())
         asked += int(scored.sum())
     return right / asked
+
+
+def smoothed(runs: Sequence[Sequence[float]], pieces: int = 50) -> tuple[list[int], list[tuple[float, ...]]]:
+    """Losses of several runs for a picture: means over about ``pieces`` stretches, as the updates at which these end
+    and one value a run for each."""
+    size = max(1, len(runs[0]) // pieces)
+    ends = list(range(size, len(runs[0]) + 1, size))
+    return ends, [tuple(sum(run[end - size : end]) / size for run in runs) for end in ends]
