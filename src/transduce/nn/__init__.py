@@ -12,7 +12,9 @@ from .embed import Embed, Head
 from .feedforward import FeedForward
 from .gated_linear_attention import HGRN2, GatedLinearAttention
 from .grid import AttentivePool, DenseGrid, GatedMax, GridConv, MaxOver, MeanOver
-from .linear_rnn import MinGRU
+from .griffin import RGLRU, BlockDiagonal, GriffinRecurrent
+from .hgrn import HGRU, LowerBounds
+from .linear_rnn import MinGRU, MinLSTM, min_rnn
 from .lmu import LMU, lmuformer_block, patch_embedding, spiking_lmuformer_block
 from .mlstm import MLSTM
 from .norm import LayerNorm, RMSNorm
@@ -31,6 +33,7 @@ __all__ = [
     "AttentivePool",
     "BatchNorm",
     "Bidirectional",
+    "BlockDiagonal",
     "BlockLRNN",
     "CausalConv",
     "ConvGated",
@@ -50,7 +53,9 @@ __all__ = [
     "GatedPyramid",
     "GeneralAttend",
     "GridConv",
+    "GriffinRecurrent",
     "HGRN2",
+    "HGRU",
     "Halting",
     "Head",
     "LIF",
@@ -61,10 +66,12 @@ __all__ = [
     "LSTMCell",
     "LayerNorm",
     "LocationAttend",
+    "LowerBounds",
     "MLSTM",
     "MaxOver",
     "MeanOver",
     "MinGRU",
+    "MinLSTM",
     "MultiHeadAttend",
     "MultiplicativeUnit",
     "OrthogonalBlocks",
@@ -75,6 +82,7 @@ __all__ = [
     "ParaLSTMCell",
     "Parallel",
     "Pointwise",
+    "RGLRU",
     "RMSNorm",
     "Recurrence",
     "Repeat",
@@ -89,6 +97,7 @@ __all__ = [
     "dilated_stack",
     "from_torch",
     "lmuformer_block",
+    "min_rnn",
     "patch_embedding",
     "spiking_lmuformer_block",
 ]

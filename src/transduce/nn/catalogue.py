@@ -15,7 +15,9 @@ from transduce.core.protocols import Mixer
 from .attention import Attention
 from .block_lrnn import BlockLRNN
 from .gated_linear_attention import HGRN2, GatedLinearAttention
-from .linear_rnn import MinGRU
+from .griffin import RGLRU, GriffinRecurrent
+from .hgrn import HGRU
+from .linear_rnn import MinGRU, MinLSTM
 from .lmu import LMU, lmuformer_block, spiking_lmuformer_block
 from .mlstm import MLSTM
 from .para import ParaGRU, ParaLSTM
@@ -29,7 +31,9 @@ MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "block-lrnn": BlockLRNN,
     "elman": Elman,
     "gla": GatedLinearAttention,
+    "griffin": GriffinRecurrent,
     "gru": GRU,
+    "hgrn": HGRU,
     "hgrn2": HGRN2,
     "lmu": LMU,
     "lmuformer": lmuformer_block,
@@ -38,10 +42,12 @@ MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "lssl": LSSL,
     "lstm": LSTM,
     "min-gru": MinGRU,
+    "min-lstm": MinLSTM,
     "mlstm": MLSTM,
     "para-gru": partial(ParaGRU, solver="newton"),
     "para-lstm": partial(ParaLSTM, solver="newton"),
     "retention": Retention,
+    "rg-lru": RGLRU,
     "s4d": S4D,
     "slstm": SLSTM,
     "spiking-lmuformer": spiking_lmuformer_block,

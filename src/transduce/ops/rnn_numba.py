@@ -8,14 +8,16 @@ numba; import it lazily.
 
 from __future__ import annotations
 
-import numba
-import numpy as np
 import torch
 from numba import carray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .kernels import Kernel, as_size, float_from_bits, thread_number, threads_for
+from .fastmath import F as _F
+from .fastmath import row_function as _row
+from .fastmath import sigmoid as _sigmoid
+from .fastmath import tanh as _tanh
+from .kernels import Kernel, as_size, thread_number, threads_for
 from .rnn_loop import (
     INF,
     Product,
@@ -28,44 +30,6 @@ from .rnn_loop import (
     unfold,
     zero_before,
 )
-
-_F = np.float32
-_fast = numba.njit(fastmath={"contract"}, error_model="numpy", inline="always")
-_row = numba.njit(fastmath={"contract"}, error_model="numpy")
-
-
-@_fast
-def _exp(x):  # noqa: ANN001, ANN202
-    """e^x to 2e-7: 2^n times a polynomial on [-ln2/2, ln2/2]. NaN stays NaN; beyond +-88 it is inf or 0,
-    which makes a gate exactly 0 or 1."""
-    x = _F(89.0) if x > _F(89.0) else x
-    x = _F(-88.0) if x < _F(-88.0) else x
-    n = np.floor(x * _F(1.44269504) + _F(0.5))
-    x = (x - n * _F(0.693359375)) - n * _F(-2.12194440e-4)
-    p = _F(1.9875691500e-4)
-    p = p * x + _F(1.3981999507e-3)
-    p = p * x + _F(8.3334519073e-3)
-    p = p * x + _F(4.1665795894e-2)
-    p = p * x + _F(1.6666665459e-1)
-    p = p * x + _F(5.0000001201e-1)
-    p = (p * x) * x + x + _F(1.0)
-    return p * float_from_bits((np.int32(n) + np.int32(127)) << np.int32(23))
-
-
-@_fast
-def _sigmoid(x):  # noqa: ANN001, ANN202
-    return _F(1.0) / (_F(1.0) + _exp(-x))
-
-
-@_fast
-def _tanh(x):  # noqa: ANN001, ANN202
-    s = x * x
-    small = x + x * s * (
-        _F(-0.333333333) + s * (_F(0.133333333) + s * (_F(-0.0539682540) + s * _F(0.0218694885)))
-    )
-    large = _F(1.0) - _F(2.0) / (_exp(x + x) + _F(1.0))
-    return small if s < _F(0.09) else large
-
 
 # ---------------------------------------------------------------- GRU
 
