@@ -24,7 +24,7 @@ from .recurrent import GRU, LSTM, Elman, ElmanCell, GRUCell, LSTMCell, Recurrenc
 from .retention import Retention
 from .slstm import SLSTM, SLSTMCell
 from .spiking import LIF, BatchNorm
-from .ssm import LRU, LSSL, S4D
+from .ssm import LRU, LSSL, S4D, lru_block
 
 __all__ = [
     "AdditiveAttend",
@@ -98,6 +98,7 @@ __all__ = [
     "from_torch",
     "lmuformer_block",
     "min_rnn",
+    "lru_block",
     "patch_embedding",
     "spiking_lmuformer_block",
 ]
