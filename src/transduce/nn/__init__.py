@@ -15,6 +15,7 @@ from .norm import LayerNorm, RMSNorm
 from .pyramid import GatedPyramid
 from .recurrent import GRU, LSTM, Elman, ElmanCell, GRUCell, LSTMCell, Recurrence, from_torch
 from .retention import Retention
+from .selective import Mamba, Mamba2
 
 __all__ = [
     "AdditiveAttend",
@@ -44,6 +45,8 @@ __all__ = [
     "LSTMCell",
     "LayerNorm",
     "LocationAttend",
+    "Mamba",
+    "Mamba2",
     "MaxOver",
     "MeanOver",
     "MinGRU",

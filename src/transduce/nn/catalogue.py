@@ -16,6 +16,7 @@ from .attention import Attention
 from .linear_rnn import MinGRU
 from .recurrent import GRU, LSTM, Elman
 from .retention import Retention
+from .selective import Mamba, Mamba2
 
 MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "attention": Attention,
@@ -23,6 +24,8 @@ MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "gru": GRU,
     "local-attention": partial(Attention, window=64),
     "lstm": LSTM,
+    "mamba": Mamba,
+    "mamba2": Mamba2,
     "min-gru": MinGRU,
     "retention": Retention,
 }
