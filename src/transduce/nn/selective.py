@@ -78,8 +78,9 @@ class Mamba(Mixer):
         low, b, c = self.select(u).split((self.rank, self.states, self.states), -1)
         dt = F.softplus(self.step(low))
         a = -torch.exp(self.log_rates)
-        y, memory = selective_scan(u, dt, a, b, c, self.skip, before.memory, mask=mask, resets=resets)
-        return self.output(y * F.silu(z)), None if state is None else SelectiveState(tail, memory)
+        y, memory = selective_scan(u, dt, a, b, c, before.memory, mask=mask, resets=resets)
+        y = torch.addcmul(y, u, self.skip) * F.silu(z)
+        return self.output(y), None if state is None else SelectiveState(tail, memory)
 
 
 class Mamba2(Mixer):
@@ -88,8 +89,8 @@ class Mamba2(Mixer):
     Dao and Gu 2024 (arXiv 2405.21060, section 7.1 and figure 6). (z, u', B', C', dt') = W_i x; u, B and C come out of
     one causal convolution over ``kernel`` steps and a SiLU; dt = softplus(dt' + bias). A head has one rate A < 0 and
     one dt for all its channels, so its state is a matrix (``states``, dim * expansion / heads) and whole chunks are
-    products of matrices. B and C are shared by the heads of a group. norm is the root mean square norm over the channels
-    of a group. A starts between -1 and -16, dt between 0.001 and 0.1.
+    products of matrices. B and C are shared by the heads of a group. norm is the root mean square norm over the
+    channels of a group. A starts between -1 and -16, dt between 0.001 and 0.1.
 
     x: (B,T,dim) -> (B,T,dim). Its state does not grow.
 
