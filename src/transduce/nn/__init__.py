@@ -22,6 +22,7 @@ from .para import ConvGated, ParaGRU, ParaGRUCell, ParaLSTM, ParaLSTMCell
 from .pyramid import GatedPyramid
 from .recurrent import GRU, LSTM, Elman, ElmanCell, GRUCell, LSTMCell, Recurrence, from_torch
 from .retention import Retention
+from .selective import Mamba, Mamba2
 from .slstm import SLSTM, SLSTMCell
 from .spiking import LIF, BatchNorm
 from .ssm import LRU, LSSL, S4D, lru_block
@@ -66,6 +67,8 @@ __all__ = [
     "LSTMCell",
     "LayerNorm",
     "LocationAttend",
+    "Mamba",
+    "Mamba2",
     "LowerBounds",
     "MLSTM",
     "MaxOver",

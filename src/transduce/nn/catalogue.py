@@ -23,6 +23,7 @@ from .mlstm import MLSTM
 from .para import ParaGRU, ParaLSTM
 from .recurrent import GRU, LSTM, Elman
 from .retention import Retention
+from .selective import Mamba, Mamba2
 from .slstm import SLSTM
 from .ssm import LRU, LSSL, S4D
 
@@ -41,6 +42,8 @@ MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "lru": LRU,
     "lssl": LSSL,
     "lstm": LSTM,
+    "mamba": Mamba,
+    "mamba2": Mamba2,
     "min-gru": MinGRU,
     "min-lstm": MinLSTM,
     "mlstm": MLSTM,
