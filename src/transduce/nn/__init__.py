@@ -1,5 +1,6 @@
 """Building blocks. Mixers work over time, feedforward layers over channels, attends read a memory."""
 
+from .aaren import Aaren
 from .attend import AdditiveAttend, Attend, DotAttend, GeneralAttend, LocationAttend, MultiHeadAttend
 from .attention import Attention
 from .bytenet import MultiplicativeUnit, dilated_stack
@@ -15,8 +16,11 @@ from .norm import LayerNorm, RMSNorm
 from .pyramid import GatedPyramid
 from .recurrent import GRU, LSTM, Elman, ElmanCell, GRUCell, LSTMCell, Recurrence, from_torch
 from .retention import Retention
+from .rwkv import RWKV4, RWKV4ChannelMix, rwkv4_layers
+from .token_shift import TokenShift
 
 __all__ = [
+    "Aaren",
     "AdditiveAttend",
     "Attend",
     "Attention",
@@ -52,12 +56,16 @@ __all__ = [
     "Parallel",
     "Pointwise",
     "RMSNorm",
+    "RWKV4",
+    "RWKV4ChannelMix",
     "Recurrence",
     "Repeat",
     "Residual",
     "Retention",
     "SequenceDropout",
     "Serial",
+    "TokenShift",
     "dilated_stack",
     "from_torch",
+    "rwkv4_layers",
 ]

@@ -12,12 +12,15 @@ from typing import Callable, Mapping
 
 from transduce.core.protocols import Mixer
 
+from .aaren import Aaren
 from .attention import Attention
 from .linear_rnn import MinGRU
 from .recurrent import GRU, LSTM, Elman
 from .retention import Retention
+from .rwkv import RWKV4
 
 MIXERS: Mapping[str, Callable[[int], Mixer]] = {
+    "aaren": Aaren,
     "attention": Attention,
     "elman": Elman,
     "gru": GRU,
@@ -25,5 +28,6 @@ MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "lstm": LSTM,
     "min-gru": MinGRU,
     "retention": Retention,
+    "rwkv4": RWKV4,
 }
 """Name -> factory of a causal mixer (B,T,dim) -> (B,T,dim). ``dim`` is a multiple of 16."""
