@@ -1,5 +1,6 @@
 """Building blocks. Mixers work over time, feedforward layers over channels, attends read a memory."""
 
+from .aaren import Aaren
 from .attend import AdditiveAttend, Attend, DotAttend, GeneralAttend, LocationAttend, MultiHeadAttend
 from .attention import Attention
 from .block_lrnn import BlockLRNN, OrthogonalBlocks, PNormBlocks, StochasticBlocks
@@ -26,8 +27,11 @@ from .selective import Mamba, Mamba2
 from .slstm import SLSTM, SLSTMCell
 from .spiking import LIF, BatchNorm
 from .ssm import LRU, LSSL, S4D, lru_block
+from .rwkv import RWKV4, RWKV4ChannelMix, rwkv4_layers
+from .token_shift import TokenShift
 
 __all__ = [
+    "Aaren",
     "AdditiveAttend",
     "Attend",
     "Attention",
@@ -87,6 +91,8 @@ __all__ = [
     "Pointwise",
     "RGLRU",
     "RMSNorm",
+    "RWKV4",
+    "RWKV4ChannelMix",
     "Recurrence",
     "Repeat",
     "Residual",
@@ -104,4 +110,8 @@ __all__ = [
     "lru_block",
     "patch_embedding",
     "spiking_lmuformer_block",
+    "TokenShift",
+    "dilated_stack",
+    "from_torch",
+    "rwkv4_layers",
 ]

@@ -12,6 +12,7 @@ from typing import Callable, Mapping
 
 from transduce.core.protocols import Mixer
 
+from .aaren import Aaren
 from .attention import Attention
 from .block_lrnn import BlockLRNN
 from .gated_linear_attention import HGRN2, GatedLinearAttention
@@ -26,8 +27,10 @@ from .retention import Retention
 from .selective import Mamba, Mamba2
 from .slstm import SLSTM
 from .ssm import LRU, LSSL, S4D
+from .rwkv import RWKV4
 
 MIXERS: Mapping[str, Callable[[int], Mixer]] = {
+    "aaren": Aaren,
     "attention": Attention,
     "block-lrnn": BlockLRNN,
     "elman": Elman,
@@ -54,5 +57,6 @@ MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "s4d": S4D,
     "slstm": SLSTM,
     "spiking-lmuformer": spiking_lmuformer_block,
+    "rwkv4": RWKV4,
 }
 """Name -> factory of a causal mixer (B,T,dim) -> (B,T,dim). ``dim`` is a multiple of 16."""
