@@ -13,6 +13,7 @@ from .feedforward import FeedForward
 from .grid import AttentivePool, DenseGrid, GatedMax, GridConv, MaxOver, MeanOver
 from .linear_rnn import MinGRU
 from .norm import LayerNorm, RMSNorm
+from .plstm import PLSTM, PLSTM2D, FourWay, PLSTMGraph
 from .pyramid import GatedPyramid
 from .recurrent import GRU, LSTM, Elman, ElmanCell, GRUCell, LSTMCell, Recurrence, from_torch
 from .retention import Retention
@@ -34,6 +35,7 @@ __all__ = [
     "ElmanCell",
     "Embed",
     "FeedForward",
+    "FourWay",
     "GRU",
     "GRUCell",
     "GatedMax",
@@ -52,6 +54,9 @@ __all__ = [
     "MultiHeadAttend",
     "MultiplicativeUnit",
     "OrthogonalBlocks",
+    "PLSTM",
+    "PLSTM2D",
+    "PLSTMGraph",
     "PNormBlocks",
     "Parallel",
     "Pointwise",

@@ -15,6 +15,7 @@ from transduce.core.protocols import Mixer
 from .attention import Attention
 from .block_lrnn import BlockLRNN
 from .linear_rnn import MinGRU
+from .plstm import PLSTM
 from .recurrent import GRU, LSTM, Elman
 from .retention import Retention
 
@@ -26,6 +27,7 @@ MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "local-attention": partial(Attention, window=64),
     "lstm": LSTM,
     "min-gru": MinGRU,
+    "plstm": PLSTM,
     "retention": Retention,
 }
 """Name -> factory of a causal mixer (B,T,dim) -> (B,T,dim). ``dim`` is a multiple of 16."""
