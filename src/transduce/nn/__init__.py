@@ -10,22 +10,34 @@ from .depth import DepthBlock, DepthLoop, Halting
 from .dropout import SequenceDropout
 from .embed import Embed, Head
 from .feedforward import FeedForward
+from .gated_linear_attention import HGRN2, GatedLinearAttention
 from .grid import AttentivePool, DenseGrid, GatedMax, GridConv, MaxOver, MeanOver
-from .linear_rnn import MinGRU
+from .griffin import RGLRU, BlockDiagonal, GriffinRecurrent
+from .hgrn import HGRU, LowerBounds
+from .linear_rnn import MinGRU, MinLSTM, min_rnn
+from .lmu import LMU, lmuformer_block, patch_embedding, spiking_lmuformer_block
+from .mlstm import MLSTM
 from .norm import LayerNorm, RMSNorm
 from .plstm import PLSTM, PLSTM2D, FourWay, PLSTMGraph
+from .para import ConvGated, ParaGRU, ParaGRUCell, ParaLSTM, ParaLSTMCell
 from .pyramid import GatedPyramid
 from .recurrent import GRU, LSTM, Elman, ElmanCell, GRUCell, LSTMCell, Recurrence, from_torch
 from .retention import Retention
+from .slstm import SLSTM, SLSTMCell
+from .spiking import LIF, BatchNorm
+from .ssm import LRU, LSSL, S4D
 
 __all__ = [
     "AdditiveAttend",
     "Attend",
     "Attention",
     "AttentivePool",
+    "BatchNorm",
     "Bidirectional",
+    "BlockDiagonal",
     "BlockLRNN",
     "CausalConv",
+    "ConvGated",
     "DenseGrid",
     "DepthBlock",
     "DepthLoop",
@@ -38,19 +50,30 @@ __all__ = [
     "FourWay",
     "GRU",
     "GRUCell",
+    "GatedLinearAttention",
     "GatedMax",
     "GatedPyramid",
     "GeneralAttend",
     "GridConv",
+    "GriffinRecurrent",
+    "HGRN2",
+    "HGRU",
     "Halting",
     "Head",
+    "LIF",
+    "LMU",
+    "LRU",
+    "LSSL",
     "LSTM",
     "LSTMCell",
     "LayerNorm",
     "LocationAttend",
+    "LowerBounds",
+    "MLSTM",
     "MaxOver",
     "MeanOver",
     "MinGRU",
+    "MinLSTM",
     "MultiHeadAttend",
     "MultiplicativeUnit",
     "OrthogonalBlocks",
@@ -58,16 +81,28 @@ __all__ = [
     "PLSTM2D",
     "PLSTMGraph",
     "PNormBlocks",
+    "ParaGRU",
+    "ParaGRUCell",
+    "ParaLSTM",
+    "ParaLSTMCell",
     "Parallel",
     "Pointwise",
+    "RGLRU",
     "RMSNorm",
     "Recurrence",
     "Repeat",
     "Residual",
     "Retention",
+    "S4D",
+    "SLSTM",
+    "SLSTMCell",
     "SequenceDropout",
     "Serial",
     "StochasticBlocks",
     "dilated_stack",
     "from_torch",
+    "lmuformer_block",
+    "min_rnn",
+    "patch_embedding",
+    "spiking_lmuformer_block",
 ]

@@ -16,18 +16,43 @@ from .attention import Attention
 from .block_lrnn import BlockLRNN
 from .linear_rnn import MinGRU
 from .plstm import PLSTM
+from .gated_linear_attention import HGRN2, GatedLinearAttention
+from .griffin import RGLRU, GriffinRecurrent
+from .hgrn import HGRU
+from .linear_rnn import MinGRU, MinLSTM
+from .lmu import LMU, lmuformer_block, spiking_lmuformer_block
+from .mlstm import MLSTM
+from .para import ParaGRU, ParaLSTM
 from .recurrent import GRU, LSTM, Elman
 from .retention import Retention
+from .slstm import SLSTM
+from .ssm import LRU, LSSL, S4D
 
 MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "attention": Attention,
     "block-lrnn": BlockLRNN,
     "elman": Elman,
+    "gla": GatedLinearAttention,
+    "griffin": GriffinRecurrent,
     "gru": GRU,
+    "hgrn": HGRU,
+    "hgrn2": HGRN2,
+    "lmu": LMU,
+    "lmuformer": lmuformer_block,
     "local-attention": partial(Attention, window=64),
+    "lru": LRU,
+    "lssl": LSSL,
     "lstm": LSTM,
     "min-gru": MinGRU,
     "plstm": PLSTM,
+    "min-lstm": MinLSTM,
+    "mlstm": MLSTM,
+    "para-gru": partial(ParaGRU, solver="newton"),
+    "para-lstm": partial(ParaLSTM, solver="newton"),
     "retention": Retention,
+    "rg-lru": RGLRU,
+    "s4d": S4D,
+    "slstm": SLSTM,
+    "spiking-lmuformer": spiking_lmuformer_block,
 }
 """Name -> factory of a causal mixer (B,T,dim) -> (B,T,dim). ``dim`` is a multiple of 16."""
