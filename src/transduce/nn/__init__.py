@@ -19,6 +19,7 @@ from .linear_rnn import MinGRU, MinLSTM, min_rnn
 from .lmu import LMU, lmuformer_block, patch_embedding, spiking_lmuformer_block
 from .mlstm import MLSTM
 from .norm import LayerNorm, RMSNorm
+from .plstm import PLSTM, PLSTM2D, FourWay, PLSTMGraph
 from .para import ConvGated, ParaGRU, ParaGRUCell, ParaLSTM, ParaLSTMCell
 from .pyramid import GatedPyramid
 from .recurrent import GRU, LSTM, Elman, ElmanCell, GRUCell, LSTMCell, Recurrence, from_torch
@@ -51,6 +52,7 @@ __all__ = [
     "ElmanCell",
     "Embed",
     "FeedForward",
+    "FourWay",
     "GRU",
     "GRUCell",
     "GatedLinearAttention",
@@ -82,6 +84,9 @@ __all__ = [
     "MultiHeadAttend",
     "MultiplicativeUnit",
     "OrthogonalBlocks",
+    "PLSTM",
+    "PLSTM2D",
+    "PLSTMGraph",
     "PNormBlocks",
     "ParaGRU",
     "ParaGRUCell",

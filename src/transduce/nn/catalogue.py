@@ -15,6 +15,8 @@ from transduce.core.protocols import Mixer
 from .aaren import Aaren
 from .attention import Attention
 from .block_lrnn import BlockLRNN
+from .linear_rnn import MinGRU
+from .plstm import PLSTM
 from .gated_linear_attention import HGRN2, GatedLinearAttention
 from .griffin import RGLRU, GriffinRecurrent
 from .hgrn import HGRU
@@ -48,6 +50,7 @@ MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "mamba": Mamba,
     "mamba2": Mamba2,
     "min-gru": MinGRU,
+    "plstm": PLSTM,
     "min-lstm": MinLSTM,
     "mlstm": MLSTM,
     "para-gru": partial(ParaGRU, solver="newton"),
