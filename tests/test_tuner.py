@@ -1,45 +1,11 @@
 """The integer constraint tuner against trying everything."""
 
-import itertools
 import random
 
 import pytest
 
 from transduce.ops.tuner import Problem
-
-
-def random_problem(rng):
-    """A problem over up to four variables with up to four relations, and a function that tries everything."""
-    problem, domains = Problem(), {}
-    for name in "abcd"[: rng.randint(1, 4)]:
-        domains[name] = rng.sample(range(-3, 13), rng.randint(1, 6))
-    terms = {n: problem.variable(n, values) for n, values in domains.items()}
-
-    def term(depth=2):
-        kind = rng.choice(("name", "number", "+", "*", "-", "square") if depth else ("name", "number"))
-        if kind == "name":
-            return terms[rng.choice(list(terms))]
-        if kind == "number":
-            return rng.randint(-2, 14)
-        if kind == "square":
-            left = term(depth - 1)
-            return left ** rng.randint(0, 3)
-        left, right = term(depth - 1), term(depth - 1)
-        return left + right if kind == "+" else left - right if kind == "-" else left * right
-
-    relations = []
-    for _ in range(rng.randint(1, 2)):
-        left, right = terms[rng.choice(list(terms))] * 1 + term(), term()
-        relations.append(rng.choice((lambda a, b: a <= b, lambda a, b: a >= b, lambda a, b: a.equals(b), lambda a, b: a.divides(b)))(left, right))
-    problem.require(*relations)
-    return problem, domains, relations
-
-
-def everything(domains, relations):
-    for values in itertools.product(*domains.values()):
-        at = dict(zip(domains, values))
-        if all(r.holds(at) for r in relations):
-            yield at
+from transduce.systems.training._flashrnn_check import everything, random_problem
 
 
 def test_its_solutions_are_those_of_trying_everything():
