@@ -19,16 +19,16 @@ from .linear_rnn import MinGRU, MinLSTM, min_rnn
 from .lmu import LMU, lmuformer_block, patch_embedding, spiking_lmuformer_block
 from .mlstm import MLSTM
 from .norm import LayerNorm, RMSNorm
-from .plstm import PLSTM, PLSTM2D, FourWay, PLSTMGraph
 from .para import ConvGated, ParaGRU, ParaGRUCell, ParaLSTM, ParaLSTMCell
+from .plstm import PLSTM, PLSTM2D, FourWay, PLSTMGraph
 from .pyramid import GatedPyramid
 from .recurrent import GRU, LSTM, Elman, ElmanCell, GRUCell, LSTMCell, Recurrence, from_torch
 from .retention import Retention
+from .rwkv import RWKV4, RWKV4ChannelMix, rwkv4_layers
 from .selective import Mamba, Mamba2
 from .slstm import SLSTM, SLSTMCell
 from .spiking import LIF, BatchNorm
 from .ssm import LRU, LSSL, S4D, lru_block
-from .rwkv import RWKV4, RWKV4ChannelMix, rwkv4_layers
 from .token_shift import TokenShift
 
 __all__ = [
@@ -73,10 +73,10 @@ __all__ = [
     "LSTMCell",
     "LayerNorm",
     "LocationAttend",
-    "Mamba",
-    "Mamba2",
     "LowerBounds",
     "MLSTM",
+    "Mamba",
+    "Mamba2",
     "MaxOver",
     "MeanOver",
     "MinGRU",
@@ -108,15 +108,13 @@ __all__ = [
     "SequenceDropout",
     "Serial",
     "StochasticBlocks",
-    "dilated_stack",
-    "from_torch",
-    "lmuformer_block",
-    "min_rnn",
-    "lru_block",
-    "patch_embedding",
-    "spiking_lmuformer_block",
     "TokenShift",
     "dilated_stack",
     "from_torch",
+    "lmuformer_block",
+    "lru_block",
+    "min_rnn",
+    "patch_embedding",
     "rwkv4_layers",
+    "spiking_lmuformer_block",
 ]

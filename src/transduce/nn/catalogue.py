@@ -15,8 +15,6 @@ from transduce.core.protocols import Mixer
 from .aaren import Aaren
 from .attention import Attention
 from .block_lrnn import BlockLRNN
-from .linear_rnn import MinGRU
-from .plstm import PLSTM
 from .gated_linear_attention import HGRN2, GatedLinearAttention
 from .griffin import RGLRU, GriffinRecurrent
 from .hgrn import HGRU
@@ -24,12 +22,13 @@ from .linear_rnn import MinGRU, MinLSTM
 from .lmu import LMU, lmuformer_block, spiking_lmuformer_block
 from .mlstm import MLSTM
 from .para import ParaGRU, ParaLSTM
+from .plstm import PLSTM
 from .recurrent import GRU, LSTM, Elman
 from .retention import Retention
+from .rwkv import RWKV4
 from .selective import Mamba, Mamba2
 from .slstm import SLSTM
 from .ssm import LRU, LSSL, S4D
-from .rwkv import RWKV4
 
 MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "aaren": Aaren,
@@ -50,16 +49,16 @@ MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "mamba": Mamba,
     "mamba2": Mamba2,
     "min-gru": MinGRU,
-    "plstm": PLSTM,
     "min-lstm": MinLSTM,
     "mlstm": MLSTM,
     "para-gru": partial(ParaGRU, solver="newton"),
     "para-lstm": partial(ParaLSTM, solver="newton"),
+    "plstm": PLSTM,
     "retention": Retention,
     "rg-lru": RGLRU,
+    "rwkv4": RWKV4,
     "s4d": S4D,
     "slstm": SLSTM,
     "spiking-lmuformer": spiking_lmuformer_block,
-    "rwkv4": RWKV4,
 }
 """Name -> factory of a causal mixer (B,T,dim) -> (B,T,dim). ``dim`` is a multiple of 16."""
