@@ -3,14 +3,18 @@ tail."""
 
 from __future__ import annotations
 
+import functools
+from types import ModuleType
 from typing import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from transduce.core.seq import zero_masked
 from transduce.ops.dispatch import Case, op
+from transduce.ops.tracing import has_numba, why_traced
 
 
 @op
@@ -33,7 +37,8 @@ def causal_conv(
     unspecified. resets: (B,T); taps never reach back across a reset, whose step is the first of a new
     history. A reset at a masked step is ignored.
 
-    Returns y (B,T,D or E) and the tail (B,L,D), in which inputs before the last reset are zero.
+    Returns y (B,T,D or E) and the tail (B,L,D), in which inputs before the last reset are zero. Backends, in order:
+    ``numba`` (CPU, depthwise with at most 8 taps), ``conv1d``, ``reference``; the first two neither mask nor reset.
     """
     steps = x_BTD.shape[1]
     reach = (weight.shape[-1] - 1) * dilation
@@ -58,6 +63,76 @@ def causal_conv(
         # Stretches are numbered upwards, so the largest number is the one the row ends in.
         tail = zero_masked(tail, tail_history == history.amax(1, keepdim=True))
     return y, tail
+
+
+@functools.cache
+def _compiled() -> ModuleType:
+    from . import conv_numba  # imports numba
+
+    return conv_numba
+
+
+class _Depthwise(torch.autograd.Function):
+    """The kernels of ``conv_numba``."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, tail, dilation):  # noqa: ANN001, ANN205 (torch's own signature)
+        rows = weight.mT.contiguous()
+        ctx.save_for_backward(x, rows, tail)
+        ctx.dilation = dilation
+        return _compiled().forward(x, rows, bias, tail, dilation)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):  # noqa: ANN001, ANN205
+        x, rows, tail = ctx.saved_tensors
+        dx, dweight, dbias, dtail = _compiled().backward(x, rows, tail, ctx.dilation, dy.contiguous())
+        found = (dx, dweight.mT, dbias, dtail)
+        return *(g if need else None for g, need in zip(found, ctx.needs_input_grad)), None
+
+
+def _numba_refuses(
+    x_BTD: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    tail_BLD: Tensor | None = None,
+    *,
+    dilation: int = 1,
+    mask: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> str | None:
+    if mask is not None or resets is not None:
+        return "a mask or resets skip steps, which a dense convolution cannot"
+    if weight.dim() != 2 or weight.shape[1] > 8:
+        return "the kernel is for depthwise convolutions of at most 8 taps"
+    given = [t for t in (x_BTD, weight, bias, tail_BLD) if t is not None]
+    if x_BTD.device.type != "cpu" or len({t.dtype for t in given}) > 1:
+        return "the kernel runs on the CPU, on tensors of one dtype"
+    if x_BTD.dtype not in (torch.float32, torch.float64):
+        return f"the kernel computes in float32 or float64, not in {x_BTD.dtype}"
+    traced = why_traced(*given)
+    return traced or (None if has_numba() else "numba is not installed")
+
+
+@causal_conv.backend("numba", when=_numba_refuses)
+def causal_conv_numba(
+    x_BTD: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    tail_BLD: Tensor | None = None,
+    *,
+    dilation: int = 1,
+    mask: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One pass over memory forward and one backward; can be differentiated once only."""
+    reach = (weight.shape[-1] - 1) * dilation
+    tail = _tail_or_zeros(tail_BLD, x_BTD, reach)
+    bias = x_BTD.new_zeros(weight.shape[0]) if bias is None else bias
+    y = _Depthwise.apply(x_BTD.contiguous(), weight, bias.contiguous(), tail.contiguous(), dilation)
+    steps = x_BTD.shape[1]
+    after = x_BTD[:, steps - reach :] if steps >= reach else torch.cat((tail[:, steps:], x_BTD), 1)
+    return y, after.clone() if steps >= reach else after
 
 
 def _conv1d_refuses(
@@ -190,6 +265,7 @@ def causal_conv_cases() -> Iterator[Case]:
     yield Case("depthwise", arguments(normal(6, 4), 2, 11, 3), grad=everything)
     yield Case("depthwise, many taps", arguments(normal(6, 9), 2, 11, 8), grad=everything)
     yield Case("full", arguments(normal(5, 6, 4), 2, 11, 3), grad=everything)
+    yield Case("depthwise, vectors and a rest", arguments(normal(37, 4), 2, 11, 3), grad=everything)
     yield Case("dilated", arguments(normal(6, 3), 2, 11, 8), {"dilation": 4}, grad=everything)
     yield Case("shorter than its kernel", arguments(normal(6, 4), 2, 1, 3), grad=everything)
     yield Case("kernel of one", arguments(normal(4, 6, 1), 2, 5, 0), grad=(0, 1, 2))
