@@ -1,5 +1,6 @@
 """Building blocks. Mixers work over time, feedforward layers over channels, attends read a memory."""
 
+from .aaren import Aaren
 from .attend import AdditiveAttend, Attend, DotAttend, GeneralAttend, LocationAttend, MultiHeadAttend
 from .attention import Attention
 from .block_lrnn import BlockLRNN, OrthogonalBlocks, PNormBlocks, StochasticBlocks
@@ -19,15 +20,19 @@ from .lmu import LMU, lmuformer_block, patch_embedding, spiking_lmuformer_block
 from .mlstm import MLSTM
 from .norm import LayerNorm, RMSNorm
 from .para import ConvGated, ParaGRU, ParaGRUCell, ParaLSTM, ParaLSTMCell
+from .plstm import PLSTM, PLSTM2D, FourWay, PLSTMGraph
 from .pyramid import GatedPyramid
 from .recurrent import GRU, LSTM, Elman, ElmanCell, GRUCell, LSTMCell, Recurrence, from_torch
 from .retention import Retention
+from .rwkv import RWKV4, RWKV4ChannelMix, rwkv4_layers
 from .selective import Mamba, Mamba2
 from .slstm import SLSTM, SLSTMCell
 from .spiking import LIF, BatchNorm
-from .ssm import LRU, LSSL, S4D
+from .ssm import LRU, LSSL, S4D, lru_block
+from .token_shift import TokenShift
 
 __all__ = [
+    "Aaren",
     "AdditiveAttend",
     "Attend",
     "Attention",
@@ -47,6 +52,7 @@ __all__ = [
     "ElmanCell",
     "Embed",
     "FeedForward",
+    "FourWay",
     "GRU",
     "GRUCell",
     "GatedLinearAttention",
@@ -67,10 +73,10 @@ __all__ = [
     "LSTMCell",
     "LayerNorm",
     "LocationAttend",
-    "Mamba",
-    "Mamba2",
     "LowerBounds",
     "MLSTM",
+    "Mamba",
+    "Mamba2",
     "MaxOver",
     "MeanOver",
     "MinGRU",
@@ -78,6 +84,9 @@ __all__ = [
     "MultiHeadAttend",
     "MultiplicativeUnit",
     "OrthogonalBlocks",
+    "PLSTM",
+    "PLSTM2D",
+    "PLSTMGraph",
     "PNormBlocks",
     "ParaGRU",
     "ParaGRUCell",
@@ -87,6 +96,8 @@ __all__ = [
     "Pointwise",
     "RGLRU",
     "RMSNorm",
+    "RWKV4",
+    "RWKV4ChannelMix",
     "Recurrence",
     "Repeat",
     "Residual",
@@ -97,10 +108,13 @@ __all__ = [
     "SequenceDropout",
     "Serial",
     "StochasticBlocks",
+    "TokenShift",
     "dilated_stack",
     "from_torch",
     "lmuformer_block",
+    "lru_block",
     "min_rnn",
     "patch_embedding",
+    "rwkv4_layers",
     "spiking_lmuformer_block",
 ]

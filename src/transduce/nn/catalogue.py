@@ -12,6 +12,7 @@ from typing import Callable, Mapping
 
 from transduce.core.protocols import Mixer
 
+from .aaren import Aaren
 from .attention import Attention
 from .block_lrnn import BlockLRNN
 from .gated_linear_attention import HGRN2, GatedLinearAttention
@@ -21,13 +22,16 @@ from .linear_rnn import MinGRU, MinLSTM
 from .lmu import LMU, lmuformer_block, spiking_lmuformer_block
 from .mlstm import MLSTM
 from .para import ParaGRU, ParaLSTM
+from .plstm import PLSTM
 from .recurrent import GRU, LSTM, Elman
 from .retention import Retention
+from .rwkv import RWKV4
 from .selective import Mamba, Mamba2
 from .slstm import SLSTM
 from .ssm import LRU, LSSL, S4D
 
 MIXERS: Mapping[str, Callable[[int], Mixer]] = {
+    "aaren": Aaren,
     "attention": Attention,
     "block-lrnn": BlockLRNN,
     "elman": Elman,
@@ -49,8 +53,10 @@ MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "mlstm": MLSTM,
     "para-gru": partial(ParaGRU, solver="newton"),
     "para-lstm": partial(ParaLSTM, solver="newton"),
+    "plstm": PLSTM,
     "retention": Retention,
     "rg-lru": RGLRU,
+    "rwkv4": RWKV4,
     "s4d": S4D,
     "slstm": SLSTM,
     "spiking-lmuformer": spiking_lmuformer_block,

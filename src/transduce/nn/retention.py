@@ -38,9 +38,7 @@ class Retention(Mixer):
     def __init__(self, dim: int, heads: int = 4, *, expansion: int = 2) -> None:
         super().__init__()
         if dim % (2 * heads):
-            raise ValueError(
-                f"retention needs a width that is a multiple of 2 * heads = {2 * heads}, got {dim}"
-            )
+            raise ValueError(f"retention needs a width that is a multiple of 2 * heads = {2 * heads}, got {dim}")
         self.heads, self.width = heads, dim // heads
         self.values = expansion * self.width
         self.input = nn.Linear(dim, 2 * dim + 2 * heads * self.values, bias=False)

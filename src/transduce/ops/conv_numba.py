@@ -1,141 +1,121 @@
-"""Kernels of the short depthwise :func:`transduce.ops.causal_conv`: every input is read once from memory, its taps from
-the first-level cache. A thread owns some channels of some batch rows. Imports numba; import it lazily.
+"""Kernels of :func:`transduce.ops.conv.causal_conv` with few taps, each channel on its own: one pass over memory.
+
+torch's own backward of such a convolution is far slower than its forward, and tap by tap every tap is a pass over
+memory with a temporary of its own. Here a row and its few predecessors stay in the first-level cache. Threads own
+(batch row, block of channels) strips, as in :mod:`transduce.ops.scan_numba`. Imports numba; import it lazily.
 """
 
 from __future__ import annotations
 
+import math
+
 import numba
 import torch
+from numba import carray
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .kernels import Kernel, as_size, thread_number, threads_for
-from .vectors import lanes_of, load, load_one, spread, store
+from .lanes import Lanes, lanewise
 
-_STRIP = 256
-"""Channels of a strip, a multiple of every vector's length."""
-_inline = numba.njit(fastmath={"contract"}, error_model="numpy", inline="always")
-
-
-def _make_forward(load_some):  # noqa: ANN001, ANN202
-    @_inline
-    def step(x, weight, bias, tail, y, at, sizes):  # noqa: ANN001, ANN202
-        row, t, d = at
-        steps, width, taps, dilation = sizes
-        reach = (taps - 1) * dilation
-        out = load_some(bias, d)
-        for j in range(taps):
-            s = t - reach + j * dilation
-            if s >= 0:
-                seen = load_some(x, (row * steps + s) * width + d)
-            else:
-                seen = load_some(tail, (row * reach + reach + s) * width + d)
-            out = out + load_some(weight, j * width + d) * seen
-        store(y, (row * steps + t) * width + d, out)
-
-    return step
+_STRIP_BYTES = 1024
+_always = numba.njit(inline="always")
 
 
-_forward_many, _forward_one = _make_forward(load), _make_forward(load_one)
+def _multiply_add(total: Lanes, a: Lanes, b: Lanes) -> tuple[Lanes]:
+    return (total + a * b,)
+
+
+_add_product = lanewise(_multiply_add, inputs=3)
+_add = lanewise(lambda total, a: (total + a,), inputs=2)
+
+
+@_always
+def _strip(data, first, batch, width):  # noqa: ANN001, ANN202
+    """Of this thread: the jobs from .. to, and into how many blocks channels are cut. ``first``: where blocks and
+    threads stand."""
+    blocks, threads, me = as_size(data[first]), as_size(data[first + 1]), thread_number()
+    return batch * blocks * me // threads, batch * blocks * (me + 1) // threads, blocks
 
 
 def _forward(data) -> None:  # noqa: ANN001
-    """tensors x (B,T,D), weight (k,D), bias (D), tail (B,L,D), y (B,T,D); sizes B, T, D, k, dilation, threads."""
-    x, weight, bias, tail, y = data[0], data[1], data[2], data[3], data[4]
+    """tensors x (B,T,D), weight (K,D), bias (D), tail (B,L,D), y; sizes batch, steps, width, taps, dilation, blocks,
+    threads."""
     batch, steps, width = as_size(data[5]), as_size(data[6]), as_size(data[7])
-    taps, dilation, threads = as_size(data[8]), as_size(data[9]), as_size(data[10])
-    sizes, lanes, me = (steps, width, taps, dilation), lanes_of(x), thread_number()
-    strips = (width + _STRIP - 1) // _STRIP
-    jobs = batch * strips
-    for job in range(jobs * me // threads, jobs * (me + 1) // threads):
-        row, lo = job // strips, job % strips * _STRIP
-        hi = min(width, lo + _STRIP)
-        whole = lo + (hi - lo) // lanes * lanes
+    taps, dilation = as_size(data[8]), as_size(data[9])
+    reach = (taps - 1) * dilation
+    x, y = carray(data[0], (batch, steps, width)), carray(data[4], (batch, steps, width))
+    weight, bias = carray(data[1], (taps, width)), carray(data[2], (width,))
+    tail = carray(data[3], (batch, reach, width))
+    begin, end, blocks = _strip(data, 10, batch, width)
+    for job in range(begin, end):
+        b, block = job // blocks, job % blocks
+        lo, hi = width * block // blocks, width * (block + 1) // blocks
         for t in range(steps):
-            for d in range(lo, whole, lanes):
-                _forward_many(x, weight, bias, tail, y, (row, t, d), sizes)
-            for d in range(whole, hi):
-                _forward_one(x, weight, bias, tail, y, (row, t, d), sizes)
-
-
-def _make_backward(load_some):  # noqa: ANN001, ANN202
-    """What input ``s`` (negative: of the tail) gets from the outputs that read it, and gives to their weights."""
-
-    @_inline
-    def step(arrays, at, sizes):  # noqa: ANN001, ANN202
-        x, weight, tail, dy, dx, dtail, dweight = arrays
-        row, s, d = at
-        steps, width, taps, dilation = sizes
-        reach = (taps - 1) * dilation
-        if s >= 0:
-            seen = load_some(x, (row * steps + s) * width + d)
-        else:
-            seen = load_some(tail, (row * reach + reach + s) * width + d)
-        out = spread(seen, 0)
-        for j in range(taps):
-            t = s + reach - j * dilation
-            if t >= 0 and t < steps:
-                g = load_some(dy, (row * steps + t) * width + d)
-                k = (row * (taps + 1) + j) * width + d
-                out = out + load_some(weight, j * width + d) * g
-                store(dweight, k, load_some(dweight, k) + g * seen)
-        if s >= 0:
-            k = (row * (taps + 1) + taps) * width + d
-            store(dweight, k, load_some(dweight, k) + load_some(dy, (row * steps + s) * width + d))
-            store(dx, (row * steps + s) * width + d, out)
-        else:
-            store(dtail, (row * reach + reach + s) * width + d, out)
-
-    return step
-
-
-_backward_many, _backward_one = _make_backward(load), _make_backward(load_one)
+            now = y[b, t, lo:hi]
+            now[:] = bias[lo:hi]
+            for k in range(taps):
+                at = t + k * dilation
+                seen = x[b, at - reach, lo:hi] if at >= reach else tail[b, at, lo:hi]
+                _add_product((now, seen, weight[k, lo:hi], now))
 
 
 def _backward(data) -> None:  # noqa: ANN001
-    """tensors x (B,T,D), weight (k,D), tail (B,L,D), dy, dx (B,T,D), dtail (B,L,D), dweight (B,k+1,D; zeros at first,
-    the bias last); sizes B, T, D, k, dilation, threads."""
-    x, weight, tail, dy, dx, dtail, dweight = data[0], data[1], data[2], data[3], data[4], data[5], data[6]
-    arrays = (x, weight, tail, dy, dx, dtail, dweight)
-    batch, steps, width = as_size(data[7]), as_size(data[8]), as_size(data[9])
-    taps, dilation, threads = as_size(data[10]), as_size(data[11]), as_size(data[12])
-    sizes, lanes, me = (steps, width, taps, dilation), lanes_of(x), thread_number()
-    strips = (width + _STRIP - 1) // _STRIP
-    jobs = batch * strips
-    for job in range(jobs * me // threads, jobs * (me + 1) // threads):
-        row, lo = job // strips, job % strips * _STRIP
-        hi = min(width, lo + _STRIP)
-        whole = lo + (hi - lo) // lanes * lanes
-        for s in range(-(taps - 1) * dilation, steps):
-            for d in range(lo, whole, lanes):
-                _backward_many(arrays, (row, s, d), sizes)
-            for d in range(whole, hi):
-                _backward_one(arrays, (row, s, d), sizes)
+    """tensors x, weight, tail, grad, dx, dweight (B,K,D), dbias (B,D), dtail, the last four zero; sizes as for the
+    forward kernel."""
+    batch, steps, width = as_size(data[8]), as_size(data[9]), as_size(data[10])
+    taps, dilation = as_size(data[11]), as_size(data[12])
+    reach = (taps - 1) * dilation
+    x, dx = carray(data[0], (batch, steps, width)), carray(data[4], (batch, steps, width))
+    weight, grad = carray(data[1], (taps, width)), carray(data[3], (batch, steps, width))
+    tail, dtail = carray(data[2], (batch, reach, width)), carray(data[7], (batch, reach, width))
+    dweight, dbias = carray(data[5], (batch, taps, width)), carray(data[6], (batch, width))
+    begin, end, blocks = _strip(data, 13, batch, width)
+    for job in range(begin, end):
+        b, block = job // blocks, job % blocks
+        lo, hi = width * block // blocks, width * (block + 1) // blocks
+        for t in range(steps):
+            now = grad[b, t, lo:hi]
+            _add((dbias[b, lo:hi], now, dbias[b, lo:hi]))
+            for k in range(taps):
+                at = t + k * dilation
+                seen = x[b, at - reach, lo:hi] if at >= reach else tail[b, at, lo:hi]
+                back = dx[b, at - reach, lo:hi] if at >= reach else dtail[b, at, lo:hi]
+                _add_product((back, now, weight[k, lo:hi], back))
+                of_tap = dweight[b, k, lo:hi]
+                _add_product((of_tap, now, seen, of_tap))
 
 
 _forward_kernel, _backward_kernel = Kernel(_forward), Kernel(_backward)
 
 
-def _sizes(x: Tensor, taps: int, dilation: int) -> tuple[list[int], int]:
+def _sizes(x: Tensor, weight: Tensor, dilation: int) -> list[int]:
+    """Sizes of a launch, blocks and threads at the end; ``weight`` (K,D)."""
     batch, steps, width = x.shape
-    threads = min(threads_for(x.numel()), batch * -(-width // _STRIP))
-    return [batch, steps, width, taps, dilation, threads], threads
+    threads = threads_for(x.numel() * len(weight))
+    blocks = min(threads // math.gcd(batch, threads), max(1, width * x.element_size() // _STRIP_BYTES))
+    return [batch, steps, width, len(weight), dilation, blocks, min(threads, batch * blocks)]
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor, tail: Tensor, dilation: int) -> Tensor:
-    """x (B,T,D), weight (k,D) in rows of one tap, bias (D), tail (B,L,D), all contiguous -> y (B,T,D)."""
-    y = torch.empty_like(x)
-    sizes, threads = _sizes(x, len(weight), dilation)
-    _forward_kernel.launch(x.dtype, (x, weight, bias, tail, y), sizes, threads)
-    return y
+class DepthwiseConv(torch.autograd.Function):
+    """y of x (B,T,D), taps (K,D), bias (D) and tail (B,L,D), all contiguous and of one dtype; T, B and D at least
+    1."""
 
+    @staticmethod
+    def forward(ctx, x, taps, bias, tail, dilation):  # noqa: ANN001, ANN205 (torch's own signature)
+        y, sizes = torch.empty_like(x), _sizes(x, taps, dilation)
+        _forward_kernel.launch(x.dtype, (x, taps, bias, tail, y), sizes, sizes[-1])
+        ctx.save_for_backward(x, taps, tail)
+        ctx.dilation = dilation
+        return y
 
-def backward(
-    x: Tensor, weight: Tensor, tail: Tensor, dilation: int, dy: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, weight (k,D), bias and tail."""
-    dx, dtail = torch.empty_like(x), torch.empty_like(tail)
-    dweight = x.new_zeros(len(x), len(weight) + 1, x.shape[2])
-    sizes, threads = _sizes(x, len(weight), dilation)
-    _backward_kernel.launch(x.dtype, (x, weight, tail, dy, dx, dtail, dweight), sizes, threads)
-    dweight = dweight.sum(0)
-    return dx, dweight[:-1], dweight[-1], dtail
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # noqa: ANN001, ANN205
+        x, taps, tail = ctx.saved_tensors
+        sizes = _sizes(x, taps, ctx.dilation)
+        dx, dtail = torch.zeros_like(x), torch.zeros_like(tail)
+        dtaps, dbias = x.new_zeros(len(x), *taps.shape), x.new_zeros(len(x), x.shape[2])
+        tensors = (x, taps, tail, grad.contiguous(), dx, dtaps, dbias, dtail)
+        _backward_kernel.launch(x.dtype, tensors, sizes, sizes[-1])
+        return dx, dtaps.sum(0), dbias.sum(0), dtail, None

@@ -19,7 +19,6 @@ from typing import Sequence
 
 import numba
 import torch
-from numba import carray
 from torch import Tensor
 
 from .kernels import Kernel, as_bytes, as_size, thread_number, threads_for
