@@ -7,6 +7,7 @@ from .block_lrnn import BlockLRNN, OrthogonalBlocks, PNormBlocks, StochasticBloc
 from .bytenet import MultiplicativeUnit, dilated_stack
 from .combine import Bidirectional, Parallel, Pointwise, Repeat, Residual, Serial
 from .convolution import CausalConv, DilatedConv
+from .delta import DeltaNet, GatedDeltaNet
 from .depth import DepthBlock, DepthLoop, Halting
 from .dropout import SequenceDropout
 from .embed import Embed, Head
@@ -18,6 +19,8 @@ from .hgrn import HGRU, LowerBounds
 from .linear_rnn import MinGRU, MinLSTM, min_rnn
 from .lmu import LMU, lmuformer_block, patch_embedding, spiking_lmuformer_block
 from .mlstm import MLSTM
+from .lattice import Lattice
+from .linear_rnn import MinGRU
 from .norm import LayerNorm, RMSNorm
 from .para import ConvGated, ParaGRU, ParaGRUCell, ParaLSTM, ParaLSTMCell
 from .plstm import PLSTM, PLSTM2D, FourWay, PLSTMGraph
@@ -30,6 +33,7 @@ from .slstm import SLSTM, SLSTMCell
 from .spiking import LIF, BatchNorm
 from .ssm import LRU, LSSL, S4D, lru_block
 from .token_shift import TokenShift
+from .rwkv7 import RWKV7
 
 __all__ = [
     "Aaren",
@@ -43,6 +47,7 @@ __all__ = [
     "BlockLRNN",
     "CausalConv",
     "ConvGated",
+    "DeltaNet",
     "DenseGrid",
     "DepthBlock",
     "DepthLoop",
@@ -56,6 +61,7 @@ __all__ = [
     "GRU",
     "GRUCell",
     "GatedLinearAttention",
+    "GatedDeltaNet",
     "GatedMax",
     "GatedPyramid",
     "GeneralAttend",
@@ -71,6 +77,7 @@ __all__ = [
     "LSSL",
     "LSTM",
     "LSTMCell",
+    "Lattice",
     "LayerNorm",
     "LocationAttend",
     "LowerBounds",
@@ -98,6 +105,7 @@ __all__ = [
     "RMSNorm",
     "RWKV4",
     "RWKV4ChannelMix",
+    "RWKV7",
     "Recurrence",
     "Repeat",
     "Residual",

@@ -29,6 +29,12 @@ from .rwkv import RWKV4
 from .selective import Mamba, Mamba2
 from .slstm import SLSTM
 from .ssm import LRU, LSSL, S4D
+from .delta import DeltaNet, GatedDeltaNet
+from .lattice import Lattice
+from .linear_rnn import MinGRU
+from .recurrent import GRU, LSTM, Elman
+from .retention import Retention
+from .rwkv7 import RWKV7
 
 MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "aaren": Aaren,
@@ -42,6 +48,11 @@ MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "hgrn2": HGRN2,
     "lmu": LMU,
     "lmuformer": lmuformer_block,
+    "delta-net": DeltaNet,
+    "elman": Elman,
+    "gated-delta-net": GatedDeltaNet,
+    "gru": GRU,
+    "lattice": Lattice,
     "local-attention": partial(Attention, window=64),
     "lru": LRU,
     "lssl": LSSL,
@@ -60,5 +71,6 @@ MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "s4d": S4D,
     "slstm": SLSTM,
     "spiking-lmuformer": spiking_lmuformer_block,
+    "rwkv7": RWKV7,
 }
 """Name -> factory of a causal mixer (B,T,dim) -> (B,T,dim). ``dim`` is a multiple of 16."""
