@@ -69,7 +69,7 @@ def test_states_behind_a_sequence_and_the_steps_after_it(pair):
     ids = torch.randint(50, (1, 23), generator=torch.Generator().manual_seed(1))
     embedded = theirs.embeddings(ids)
     out = theirs(ids[:, :17], use_cache=True)
-    got, state = ours(embedded[:, :17], ours.init_state(1))
+    _, state = ours(embedded[:, :17], ours.init_state(1))
     for layer in range(3):
         time_mix, channel_mix = state[1 + 2 * layer], state[2 + 2 * layer]
         shift_ffn, shift_att, numerator, denominator, peak = (part[0, :, layer] for part in out.state)
