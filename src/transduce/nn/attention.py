@@ -28,7 +28,7 @@ class Attention(Mixer):
         kv_heads: number of key and value heads, a divisor of ``heads``; default as many.
         window: a step sees the last ``window`` valid steps, itself included (not causal: as many ahead);
             None for all.
-        position: "rotary", "sinusoidal", "relative", "alibi" or None, see :mod:`transduce.nn.position`.
+        position: "rotary", "half-rotary", "sinusoidal", "relative", "alibi" or None, see :mod:`transduce.nn.position`.
         causal: whether a step sees only itself and earlier ones. If not, a state is refused.
         dropout: share of the weights that is dropped while training.
         logit_growth: (c, L), for texts longer than the L steps that were trained on. Outside of training the scores of

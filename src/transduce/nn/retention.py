@@ -38,14 +38,14 @@ class Retention(Mixer):
     def __init__(self, dim: int, heads: int = 4, *, expansion: int = 2) -> None:
         super().__init__()
         if dim % (2 * heads):
-            raise ValueError(
-                f"retention needs a width that is a multiple of 2 * heads = {2 * heads}, got {dim}"
-            )
+            raise ValueError(f"retention needs a width that is a multiple of 2 * heads = {2 * heads}, got {dim}")
         self.heads, self.width = heads, dim // heads
         self.values = expansion * self.width
         self.input = nn.Linear(dim, 2 * dim + 2 * heads * self.values, bias=False)
         self.output = nn.Linear(heads * self.values, dim, bias=False)
-        nn.init.xavier_uniform_(self.input.weight, gain=2**-2.5)
+        for part in self.input.weight.split((dim, dim, *[heads * self.values] * 2)):  # each as a matrix of its own
+            nn.init.xavier_uniform_(part, gain=2**-2.5)
+        nn.init.xavier_uniform_(self.output.weight)
         decay = [math.log1p(-(2.0 ** (-5 - h))) for h in range(heads)]
         self.register_buffer("log_decay", torch.tensor(decay, dtype=torch.float64), persistent=False)
 
