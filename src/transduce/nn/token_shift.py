@@ -45,7 +45,7 @@ class TokenShift(nn.Module):
             before, last = found[:, :-1], found[:, -1]
         if resets is not None:
             before = torch.where(resets[..., None], 0, before)
-        streams, num, _ = self.mix.shape
+        streams = len(self.mix)
         change = x - before
         if streams == 1:
             mixed = [torch.addcmul(before, mu, change) for mu in self.mix[0].unbind(0)]

@@ -26,8 +26,8 @@ from transduce.core.registry import system
 from transduce.data import DataSpec
 from transduce.models import mixer_language_model
 from transduce.nn.aaren import Aaren
-from transduce.nn.convolution import CausalConv
 from transduce.nn.combine import Serial
+from transduce.nn.convolution import CausalConv
 from transduce.nn.feedforward import FeedForward
 from transduce.objectives import Likelihood
 from transduce.search import Sample
