@@ -16,11 +16,10 @@ from .gated_linear_attention import HGRN2, GatedLinearAttention
 from .grid import AttentivePool, DenseGrid, GatedMax, GridConv, MaxOver, MeanOver
 from .griffin import RGLRU, BlockDiagonal, GriffinRecurrent
 from .hgrn import HGRU, LowerBounds
+from .lattice import Lattice
 from .linear_rnn import MinGRU, MinLSTM, min_rnn
 from .lmu import LMU, lmuformer_block, patch_embedding, spiking_lmuformer_block
 from .mlstm import MLSTM
-from .lattice import Lattice
-from .linear_rnn import MinGRU
 from .norm import LayerNorm, RMSNorm
 from .para import ConvGated, ParaGRU, ParaGRUCell, ParaLSTM, ParaLSTMCell
 from .plstm import PLSTM, PLSTM2D, FourWay, PLSTMGraph
@@ -28,12 +27,12 @@ from .pyramid import GatedPyramid
 from .recurrent import GRU, LSTM, Elman, ElmanCell, GRUCell, LSTMCell, Recurrence, from_torch
 from .retention import Retention
 from .rwkv import RWKV4, RWKV4ChannelMix, rwkv4_layers
+from .rwkv7 import RWKV7
 from .selective import Mamba, Mamba2
 from .slstm import SLSTM, SLSTMCell
 from .spiking import LIF, BatchNorm
 from .ssm import LRU, LSSL, S4D, lru_block
 from .token_shift import TokenShift
-from .rwkv7 import RWKV7
 
 __all__ = [
     "Aaren",
@@ -60,8 +59,8 @@ __all__ = [
     "FourWay",
     "GRU",
     "GRUCell",
-    "GatedLinearAttention",
     "GatedDeltaNet",
+    "GatedLinearAttention",
     "GatedMax",
     "GatedPyramid",
     "GeneralAttend",

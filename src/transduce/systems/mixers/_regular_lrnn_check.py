@@ -6,7 +6,7 @@ from functools import partial
 from typing import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from transduce.core.protocols import Claim, Mixer
 from transduce.data.synthetic.formal import Language, even_pair, modular_sum
