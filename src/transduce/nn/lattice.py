@@ -34,8 +34,8 @@ class Lattice(Mixer):
         y    = sum_i q_i u_i                                      out = W_o (SiLU(W_g x) * rms_norm(y))
 
     Karami and Mirrokni 2025 (arXiv 2504.05646), from the abstract and public summaries: constants may differ.
-    q and k are softmaxes over the slots, v, q and k come from a short causal convolution, r = sigmoid, and log a =
-    -softplus are a number a head. The slots start from orthonormal ones, which are learned.
+    q, k and v come from a short causal convolution, q and k over the slots; r = sigmoid and log a = -softplus are a
+    number a head. The slots start from orthonormal ones, which are learned.
 
     x: (B,T,dim) -> (B,T,dim). State: the tail of the convolution and the slots (B,H,M,D) with D = dim / heads
     (:class:`MemoryState`), or a :class:`~transduce.ops.orthogonal_frozen.FrozenState` with ``chunk``.
@@ -49,6 +49,7 @@ class Lattice(Mixer):
             error grows with the chunk. 1 is exact.
         project: False leaves the projection (u_i . e) u_i out, for comparison.
         forget: False keeps a = 1. Slots then only grow, and turn less and less.
+        keys: "unit": q and k pass SiLU and then have norm 1; "softmax": they are shares of the slots.
     """
 
     def __init__(
