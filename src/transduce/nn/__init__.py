@@ -3,6 +3,7 @@
 from .attend import AdditiveAttend, Attend, DotAttend, GeneralAttend, LocationAttend, MultiHeadAttend
 from .attention import Attention
 from .block_lrnn import BlockLRNN, OrthogonalBlocks, PNormBlocks, StochasticBlocks
+from .axes import AlongAxes
 from .bytenet import MultiplicativeUnit, dilated_stack
 from .combine import Bidirectional, Parallel, Pointwise, Repeat, Residual, Serial
 from .convolution import CausalConv, DilatedConv
@@ -28,6 +29,7 @@ from .ssm import LRU, LSSL, S4D
 
 __all__ = [
     "AdditiveAttend",
+    "AlongAxes",
     "Attend",
     "Attention",
     "AttentivePool",
