@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..core.seq import zero_masked
 from .dispatch import Case, op
-from .retention import _chunks, _decays, _gates
+from .matrix_state import chunks as _chunks
+from .retention import _decays, _gates
 
 _CHUNK = 64
 """Steps of one triangular solve: 16 to 128 were measured on one and two threads, 64 was fastest or within a tenth."""

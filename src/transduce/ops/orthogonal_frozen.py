@@ -11,7 +11,8 @@ from torch import Tensor
 from ..core.seq import zero_masked
 from .delta import check_flags, work_dtype
 from .orthogonal import FLOOR, check_slots
-from .retention import _chunks, _decays
+from .matrix_state import chunks as _chunks
+from .retention import _decays
 
 
 class FrozenState(NamedTuple):
