@@ -9,6 +9,7 @@ from .memory import FreeAnswers, MemoryNetwork, RecentDecoder, TiedAnswers
 from .mixer_decoder import DecoderLayer, MixerDecoder
 from .mixer_lm import mixer_language_model
 from .multi_source import MultiSourceEncoder, MultiSourceLayer
+from .perspectives import PerspectiveDecoder, perspectives
 from .pointer import PointerAttend, PointerDecoder, PointerNet
 from .recurrent_decoder import RecurrentDecoder
 from .red import RedForm, RedSize, RegularisedEncoderDecoder
@@ -28,6 +29,7 @@ __all__ = [
     "MixerDecoder",
     "MultiSourceEncoder",
     "MultiSourceLayer",
+    "PerspectiveDecoder",
     "PointerAttend",
     "PointerDecoder",
     "PointerNet",
@@ -42,4 +44,5 @@ __all__ = [
     "UnfoldingEncoder",
     "VectorEncoder",
     "mixer_language_model",
+    "perspectives",
 ]

@@ -8,53 +8,28 @@ numba; import it lazily.
 
 from __future__ import annotations
 
-import numba
-import numpy as np
 import torch
 from numba import carray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .kernels import Kernel, as_size, float_from_bits, thread_number, threads_for
-from .rnn_loop import INF, Product, batch_major, columns, held_pre, low_dtype, time_major, zero_before
-
-_F = np.float32
-_fast = numba.njit(fastmath={"contract"}, error_model="numpy", inline="always")
-_row = numba.njit(fastmath={"contract"}, error_model="numpy")
-
-
-@_fast
-def _exp(x):  # noqa: ANN001, ANN202
-    """e^x to 2e-7: 2^n times a polynomial on [-ln2/2, ln2/2]. NaN stays NaN; beyond +-88 it is inf or 0,
-    which makes a gate exactly 0 or 1."""
-    x = _F(89.0) if x > _F(89.0) else x
-    x = _F(-88.0) if x < _F(-88.0) else x
-    n = np.floor(x * _F(1.44269504) + _F(0.5))
-    x = (x - n * _F(0.693359375)) - n * _F(-2.12194440e-4)
-    p = _F(1.9875691500e-4)
-    p = p * x + _F(1.3981999507e-3)
-    p = p * x + _F(8.3334519073e-3)
-    p = p * x + _F(4.1665795894e-2)
-    p = p * x + _F(1.6666665459e-1)
-    p = p * x + _F(5.0000001201e-1)
-    p = (p * x) * x + x + _F(1.0)
-    return p * float_from_bits((np.int32(n) + np.int32(127)) << np.int32(23))
-
-
-@_fast
-def _sigmoid(x):  # noqa: ANN001, ANN202
-    return _F(1.0) / (_F(1.0) + _exp(-x))
-
-
-@_fast
-def _tanh(x):  # noqa: ANN001, ANN202
-    s = x * x
-    small = x + x * s * (
-        _F(-0.333333333) + s * (_F(0.133333333) + s * (_F(-0.0539682540) + s * _F(0.0218694885)))
-    )
-    large = _F(1.0) - _F(2.0) / (_exp(x + x) + _F(1.0))
-    return small if s < _F(0.09) else large
-
+from .fastmath import F as _F
+from .fastmath import row_function as _row
+from .fastmath import sigmoid as _sigmoid
+from .fastmath import tanh as _tanh
+from .kernels import Kernel, as_size, thread_number, threads_for
+from .rnn_loop import (
+    INF,
+    Product,
+    columns,
+    fold,
+    held_pre,
+    low_dtype,
+    of_head,
+    sum_by_head,
+    unfold,
+    zero_before,
+)
 
 # ---------------------------------------------------------------- GRU
 
@@ -77,10 +52,10 @@ def _gru_row(u, bias, before, gates, inner, after):  # noqa: ANN001, ANN202
 
 
 def _gru_forward(data) -> None:  # noqa: ANN001
-    """tensors u (B,3D), bias, before (B,D; missing: states[t]), gates (T,B,3D), inner (T,B,D), states
+    """tensors u (B,3D), bias (B,D), before (B,D; missing: states[t]), gates (T,B,3D), inner (T,B,D), states
     (T+1,B,D); sizes B, D, threads, t."""
     batch, width, threads, t = as_size(data[6]), as_size(data[7]), as_size(data[8]), as_size(data[9])
-    u, bias = carray(data[0], (batch, 3 * width)), carray(data[1], (width,))
+    u, bias = carray(data[0], (batch, 3 * width)), carray(data[1], (batch, width))
     before, restarted = carray(data[2], (batch, width)), as_size(data[2]) != 0
     gates = carray(data[3], (t + 1, batch, 3 * width))
     inner = carray(data[4], (t + 1, batch, width))
@@ -88,7 +63,7 @@ def _gru_forward(data) -> None:  # noqa: ANN001
     me = thread_number()
     for i in range(batch * me // threads, batch * (me + 1) // threads):
         row = before[i] if restarted else states[t, i]
-        _gru_row(u[i], bias, row, gates[t, i], inner[t, i], states[t + 1, i])
+        _gru_row(u[i], bias[i], row, gates[t, i], inner[t, i], states[t + 1, i])
 
 
 @_row
@@ -210,21 +185,22 @@ class GRU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, pre, weight, bias, h0, mask, resets):  # noqa: ANN001, ANN205 (torch's own signature)
-        batch, steps, width, work = *pre.shape[:2], h0.shape[1], torch.float32
-        low = low_dtype(pre)
-        product = Product(weight, work, low)
-        gates = held_pre(pre, mask, work, (0.0, INF, 0.0))
+        width, work, low = weight.shape[1], torch.float32, low_dtype(pre)
+        heads = h0.shape[1] // width
+        product = Product(weight, work, low, heads)
+        gates = held_pre(pre, mask, work, (0.0, INF, 0.0), heads)
+        steps, rows = gates.shape[:2]
         u, inner, states = (
-            _empty(batch, 3 * width),
-            _empty(steps, batch, width),
-            _empty(steps + 1, batch, width),
+            _empty(rows, 3 * width),
+            _empty(steps, rows, width),
+            _empty(steps + 1, rows, width),
         )
-        states[0] = h0
-        restarts = columns(resets)
+        states[0] = fold(h0, work, width, heads)
+        restarts = columns(resets, heads)
         before = None if restarts is None else torch.empty_like(states[0])
-        threads = _threads(h0)
-        tensors = (u, bias.to(work).contiguous(), before, gates, inner, states)
-        step = _gru_forward_kernel.prepare(work, tensors, (batch, width, threads, 0), threads)
+        threads = _threads(states[0])
+        tensors = (u, of_head(bias.to(work), rows, heads).contiguous(), before, gates, inner, states)
+        step = _gru_forward_kernel.prepare(work, tensors, (rows, width, threads, 0), threads)
         for t, h in enumerate(states.unbind(0)[:-1]):
             if before is not None:
                 h = before.copy_(h).masked_fill_(restarts[t], 0)
@@ -232,25 +208,26 @@ class GRU(torch.autograd.Function):
             step.set_last(t)
             step()
         ctx.save_for_backward(states, gates, inner, weight, restarts)
-        ctx.dtypes, ctx.low = (pre.dtype, bias.dtype, h0.dtype), low
-        return batch_major(states[1:])
+        ctx.dtypes, ctx.low, ctx.heads = (pre.dtype, bias.dtype, h0.dtype), low, heads
+        return unfold(states[1:], width, heads)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # noqa: ANN001, ANN205
         states, gates, inner, weight, restarts = ctx.saved_tensors
         need_pre, need_weight, need_bias, need_h0 = ctx.needs_input_grad[:4]
-        steps, batch, width = inner.shape
-        product = Product(weight, inner.dtype, ctx.low)
+        steps, rows, width = inner.shape
+        heads = ctx.heads
+        product = Product(weight, inner.dtype, ctx.low, heads)
         read = zero_before(states[:-1], restarts)
         d, dn, carry = (
-            _empty(steps, batch, 3 * width),
-            _empty(steps, batch, width),
+            _empty(steps, rows, 3 * width),
+            _empty(steps, rows, width),
             torch.zeros_like(states[0]),
         )
         threads = _threads(carry)
-        tensors = (time_major(grad, inner.dtype), carry, gates, inner, read, d, dn)
-        step = _gru_backward_kernel.prepare(inner.dtype, tensors, (batch, width, threads, 0), threads)
+        tensors = (fold(grad, inner.dtype, width, heads), carry, gates, inner, read, d, dn)
+        step = _gru_backward_kernel.prepare(inner.dtype, tensors, (rows, width, threads, 0), threads)
         d_steps = d.unbind(0)
         for t in reversed(range(steps)):
             step.set_last(t)
@@ -260,14 +237,15 @@ class GRU(torch.autograd.Function):
                 carry.masked_fill_(restarts[t], 0)
         dpre = None
         if need_pre:
-            dpre = torch.empty(batch, steps, 3 * width, dtype=ctx.dtypes[0])
-            dpre[..., : 2 * width].copy_(d[..., : 2 * width].transpose(0, 1))
-            dpre[..., 2 * width :].copy_(dn.transpose(0, 1))
+            whole = heads * width
+            dpre = torch.empty(rows // heads, steps, 3 * whole, dtype=ctx.dtypes[0])
+            dpre[..., : 2 * whole].copy_(unfold(d[..., : 2 * width], width, heads))
+            dpre[..., 2 * whole :].copy_(unfold(dn, width, heads))
         return (
             dpre,
             product.weight_gradient(d, read, weight) if need_weight else None,
-            d[..., 2 * width :].sum((0, 1)).to(ctx.dtypes[1]) if need_bias else None,
-            carry.to(ctx.dtypes[2]) if need_h0 else None,
+            sum_by_head(d[..., 2 * width :], heads).to(ctx.dtypes[1]) if need_bias else None,
+            unfold(carry, width, heads).to(ctx.dtypes[2]) if need_h0 else None,
             None,
             None,
         )
@@ -278,18 +256,19 @@ class LSTM(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, pre, weight, h0, c0, mask, resets):  # noqa: ANN001, ANN205
-        batch, steps, width, work = *pre.shape[:2], h0.shape[1], torch.float32
-        low = low_dtype(pre)
-        product = Product(weight, work, low)
-        gates = held_pre(pre, mask, work, (-INF, INF, 0.0, -INF))
-        u, squashed = _empty(batch, 4 * width), _empty(steps, batch, width)
-        hs, cs = (_empty(steps + 1, batch, width) for _ in range(2))
-        hs[0], cs[0] = h0, c0
-        restarts, held = columns(resets), columns(mask, invert=True)
+        width, work, low = weight.shape[1], torch.float32, low_dtype(pre)
+        heads = h0.shape[1] // width
+        product = Product(weight, work, low, heads)
+        gates = held_pre(pre, mask, work, (-INF, INF, 0.0, -INF), heads)
+        steps, rows = gates.shape[:2]
+        u, squashed = _empty(rows, 4 * width), _empty(steps, rows, width)
+        hs, cs = (_empty(steps + 1, rows, width) for _ in range(2))
+        hs[0], cs[0] = fold(h0, work, width, heads), fold(c0, work, width, heads)
+        restarts, held = columns(resets, heads), columns(mask, heads, invert=True)
         before = None if restarts is None else torch.empty_like(cs[0])
-        threads = _threads(h0)
+        threads = _threads(cs[0])
         tensors = (u, before, gates, cs, squashed, hs)
-        step = _lstm_forward_kernel.prepare(work, tensors, (batch, width, threads, 0), threads)
+        step = _lstm_forward_kernel.prepare(work, tensors, (rows, width, threads, 0), threads)
         h_steps, c_steps = hs.unbind(0), cs.unbind(0)
         for t in range(steps):
             h = h_steps[t]
@@ -303,23 +282,24 @@ class LSTM(torch.autograd.Function):
                 torch.where(held[t], h, h_steps[t + 1], out=h_steps[t + 1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(hs, cs, gates, squashed, weight, restarts, held)
-        ctx.dtypes, ctx.low = (pre.dtype, h0.dtype, c0.dtype), low
-        return batch_major(hs[1:]), batch_major(cs[1:])
+        ctx.dtypes, ctx.low, ctx.heads = (pre.dtype, h0.dtype, c0.dtype), low, heads
+        return unfold(hs[1:], width, heads), unfold(cs[1:], width, heads)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_h, grad_c):  # noqa: ANN001, ANN205
         hs, cs, gates, squashed, weight, restarts, held = ctx.saved_tensors
         need_pre, need_weight, need_h0, need_c0 = ctx.needs_input_grad[:4]
-        steps, batch, width = squashed.shape
-        product = Product(weight, squashed.dtype, ctx.low)
+        steps, rows, width = squashed.shape
+        heads = ctx.heads
+        product = Product(weight, squashed.dtype, ctx.low, heads)
         read_h, read_c = zero_before(hs[:-1], restarts), zero_before(cs[:-1], restarts)
-        d, dh, dc = _empty(steps, batch, 4 * width), torch.zeros_like(hs[0]), torch.zeros_like(cs[0])
+        d, dh, dc = _empty(steps, rows, 4 * width), torch.zeros_like(hs[0]), torch.zeros_like(cs[0])
         threads = _threads(dh)
         tensors = (dh, dc, gates, squashed, read_c, d)
-        step = _lstm_backward_kernel.prepare(d.dtype, tensors, (batch, width, threads, 0), threads)
-        dh_out = None if grad_h is None else time_major(grad_h, d.dtype).unbind(0)
-        dc_out = None if grad_c is None else time_major(grad_c, d.dtype).unbind(0)
+        step = _lstm_backward_kernel.prepare(d.dtype, tensors, (rows, width, threads, 0), threads)
+        dh_out = None if grad_h is None else fold(grad_h, d.dtype, width, heads).unbind(0)
+        dc_out = None if grad_c is None else fold(grad_c, d.dtype, width, heads).unbind(0)
         d_steps = d.unbind(0)
         for t in reversed(range(steps)):
             if dh_out is not None:
@@ -337,10 +317,10 @@ class LSTM(torch.autograd.Function):
                 dh.masked_fill_(restarts[t], 0)
                 dc.masked_fill_(restarts[t], 0)
         return (
-            batch_major(d).to(ctx.dtypes[0]) if need_pre else None,
+            unfold(d, width, heads).to(ctx.dtypes[0]) if need_pre else None,
             product.weight_gradient(d, read_h, weight) if need_weight else None,
-            dh.to(ctx.dtypes[1]) if need_h0 else None,
-            dc.to(ctx.dtypes[2]) if need_c0 else None,
+            unfold(dh, width, heads).to(ctx.dtypes[1]) if need_h0 else None,
+            unfold(dc, width, heads).to(ctx.dtypes[2]) if need_c0 else None,
             None,
             None,
         )
