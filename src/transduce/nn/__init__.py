@@ -3,6 +3,7 @@
 from .aaren import Aaren
 from .attend import AdditiveAttend, Attend, DotAttend, GeneralAttend, LocationAttend, MultiHeadAttend
 from .attention import Attention
+from .axes import AlongAxes
 from .block_lrnn import BlockLRNN, OrthogonalBlocks, PNormBlocks, StochasticBlocks
 from .bytenet import MultiplicativeUnit, dilated_stack
 from .combine import Bidirectional, Parallel, Pointwise, Repeat, Residual, Serial
@@ -37,6 +38,7 @@ from .token_shift import TokenShift
 __all__ = [
     "Aaren",
     "AdditiveAttend",
+    "AlongAxes",
     "Attend",
     "Attention",
     "AttentivePool",
