@@ -10,13 +10,9 @@ from torch import Tensor
 
 from ..core.seq import zero_masked
 from .dispatch import Case, op
-<<<<<<< HEAD
 from .matrix_state import check_flags, check_inputs, chunks, initial, work_dtype
 from .retention import _decays, _gates
 from .tracing import has_numba, why_traced
-=======
-from .retention import _decays, _gates
->>>>>>> main
 
 _CHUNK = 64
 """Steps of one triangular solve, as many as retention takes at a time."""
