@@ -9,6 +9,7 @@ from .memory import FreeAnswers, MemoryNetwork, RecentDecoder, TiedAnswers
 from .mixer_decoder import DecoderLayer, MixerDecoder
 from .mixer_lm import mixer_language_model
 from .multi_source import MultiSourceEncoder, MultiSourceLayer
+from .pictures import PatchLabeller, Raster
 from .pointer import PointerAttend, PointerDecoder, PointerNet
 from .recurrent_decoder import RecurrentDecoder
 from .red import RedForm, RedSize, RegularisedEncoderDecoder
@@ -28,9 +29,11 @@ __all__ = [
     "MixerDecoder",
     "MultiSourceEncoder",
     "MultiSourceLayer",
+    "PatchLabeller",
     "PointerAttend",
     "PointerDecoder",
     "PointerNet",
+    "Raster",
     "RecentDecoder",
     "RecurrentDecoder",
     "RedForm",

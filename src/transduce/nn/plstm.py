@@ -52,7 +52,7 @@ def _gates(dim: int, num: int, bias: float) -> nn.Linear:
 
 
 class PLSTM(Mixer):
-    """C_t = s_t k_t v_t^T + f_t C_{t-1},  y_t = (d_t k_t v_t^T + m_t C_{t-1})^T q_t,  out = W_o rms_norm(y), in each head.
+    """C_t = s_t k_t v_t^T + f_t C_{t-1},  y_t = (d_t k_t v_t^T + m_t C_{t-1})^T q_t in each head, out = W_o rms_norm(y).
 
     pLSTM on a path, x: (B,T,dim) -> (B,T,dim). All gates are numbers between 0 and 1 made from x_t; f = sigmoid(.)^c
     with c = ``sharpness``. State: C (B,H,K,K), float32 or better.
@@ -75,7 +75,7 @@ class PLSTM(Mixer):
         x, resets = zero_masked(x, mask), valid_resets(resets, mask)
         q, k, v = self.inner.read(x)
         source, mark, direct = torch.sigmoid(self.gates(x)).unflatten(-1, (3, -1)).unbind(-2)
-        # A masked step writes nothing and forgets nothing, but a later query may stand at it, so it is not masked below.
+        # A masked step writes and forgets nothing, but a later query may stand at it, so the scan knows no mask.
         log_fade = zero_masked(self.sharpness * F.logsigmoid(self.fade(x)), mask)
         k_kept = zero_masked(source, mask)[..., None] * k
         # Step t asks for C_{t-1}: the scan answers it at the step before, and what entered answers the first one.
