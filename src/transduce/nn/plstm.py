@@ -52,7 +52,7 @@ def _gates(dim: int, num: int, bias: float) -> nn.Linear:
 
 
 class PLSTM(Mixer):
-    """C_t = s_t k_t v_t^T + f_t C_{t-1},  y_t = (d_t k_t v_t^T + m_t C_{t-1})^T q_t in each head, out = W_o rms_norm(y).
+    """C_t = s_t k_t v_t^T + f_t C_{t-1},  y_t = (d_t k_t v_t^T + m_t C_{t-1})^T q_t in each head; W_o rms_norm(y).
 
     pLSTM on a path, x: (B,T,dim) -> (B,T,dim). All gates are numbers between 0 and 1 made from x_t; f = sigmoid(.)^c
     with c = ``sharpness``. State: C (B,H,K,K), float32 or better.

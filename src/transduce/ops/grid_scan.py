@@ -52,8 +52,8 @@ def grid_scan(q: Tensor, k: Tensor, v: Tensor, gates: Tensor) -> Tensor:
     Returns y in float64 where an input is float64, else float32.
 
     Backends, in order: ``numba`` (CPU: one pass over the cells, analytic backward, once differentiable), ``parallel``
-    (any device: the scalar that links every pair of cells, by merging neighbouring rectangles, log2 Y + log2 X rounds of
-    matrix products, then attention with it; the grid is filled up with zeros to powers of two; O((YX)^2) memory),
+    (any device: the scalar that links every pair of cells, by merging neighbouring rectangles, log2 Y + log2 X rounds
+    of matrix products, then attention with it; the grid is filled up with zeros to powers of two; O((YX)^2) memory),
     ``reference``. ``grid_scan.matrix`` gives the implied cell-to-cell matrix.
 
     Raises ValueError for shapes that do not fit. Source: K. Poeppel, R. Freinschlag, T. Schmied, W. Lin, S. Hochreiter,

@@ -1,4 +1,4 @@
-"""The full check of `plstm`: all paths of a grid and a graph, what becomes of a signal, and arrows on larger pictures."""
+"""The full check of `plstm`: all paths of a grid and a graph, what becomes of a signal, arrows on larger pictures."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def _report_trained(report: Check, found: dict[str, dict[str, list[dict[int, flo
             report.measure(f"{name}: {kind}, accuracy at {TESTED[-1]}", last(runs, TESTED[-1]), claim, baseline=chance)
             report.measure(f"{name}: {kind}, accuracy at {TRAINED}", last(runs, TRAINED), baseline=chance)
     report.notes["updates"] = UPDATES
-    report.notes["even pair"] = "two labels, so chance is 0.5; the bound of 0.3 for the diagonal layers is that of the sum"
+    report.notes["even pair"] = "two labels, so chance is 0.5: the bound of 0.3 on diagonal layers is for the sum"
     for name, kinds in found.items():
         curves(
             {kind: (TESTED, [last(runs, n) for n in TESTED]) for kind, runs in kinds.items()},

@@ -5,16 +5,16 @@ Every node makes a query, a key, a value and gates; a matrix stands on every edg
     C_e = s_e k_n v_n^T + sum_e' t_(e,e') C_e'      for an edge e that leaves node n, over the edges e' that enter n
     y_n = (d_n k_n v_n^T + sum_e' m_e' C_e')^T q_n
 
-On a path that is gated linear attention, and this page is the language model made of it (:class:`transduce.nn.PLSTM`).
-:class:`transduce.nn.PLSTM2D` runs it over a grid in four pairs of directions, :class:`transduce.nn.PLSTMGraph` along and
+On a path that is gated linear attention, and this page is the language model made of it: :class:`transduce.nn.PLSTM`.
+:class:`transduce.nn.PLSTM2D` runs over a grid in four pairs of directions, :class:`transduce.nn.PLSTMGraph` along and
 against the edges of a graph. Two ways to choose the gates keep long paths from exploding: each edge hands on exactly
 what it has (P), or no two paths lead from one edge to another (D).
 
 Simplified: numbers as transitions, no orthogonal matrices; gates read their own cell, without a convolution.
 
-Claim: the recurrence is the sum over all paths; signals neither explode nor fade over a grid; and a network that says on
-pictures of 48 pixels whether an arrow points at a circle still says it on 96, where a vision transformer of that size
-does worse. ``transduce reproduce plstm`` measures it.
+Claim: the recurrence is the sum over all paths; signals neither explode nor fade over a grid; and a network that says
+on pictures of 48 pixels whether an arrow points at a circle still says it on 96, where a vision transformer of that
+size does worse. ``transduce reproduce plstm`` measures it.
 """
 
 from __future__ import annotations
