@@ -117,9 +117,9 @@ def _numba_backend(q: Tensor, k: Tensor, v: Tensor, gates: Tensor) -> Tensor:
 class _Cells:
     """Rectangles of a grid and how they link what enters, what is inside and what leaves: all (B,H,rows,columns,...).
 
-    ``along`` is the direction in which neighbours are merged, ``across`` the other one; ``links[out, into]`` are
-    matrices between borders, ``sends[out]`` from the cells inside to a border, ``reads[into]`` from a border to the
-    cells inside, ``inside`` from cells to cells. ``order`` (rows,columns,n): which cell of the grid is the n-th inside.
+    Direction 0 is to the right, in which neighbours are merged, 1 is down. ``links[out, into]`` are matrices between
+    borders, ``sends[out]`` from the cells inside to a border, ``reads[into]`` from a border to the cells inside,
+    ``inside`` from cells to cells. ``order`` (rows,columns,n): which cell of the grid is the n-th inside.
     """
 
     def __init__(self, links, sends, reads, inside: Tensor, order: Tensor) -> None:  # noqa: ANN001
@@ -127,13 +127,12 @@ class _Cells:
 
     def turned(self) -> _Cells:
         """The same with the two directions exchanged."""
-        links = {(1 - out, into): None for out in (0, 1) for into in (0, 1)}
-        links = {(o, i): self.links[1 - o, 1 - i].transpose(2, 3) for o, i in links}
+        links = {(out, into): self.links[1 - out, 1 - into].transpose(2, 3) for out, into in self.links}
         sends, reads = ([x[1].transpose(2, 3), x[0].transpose(2, 3)] for x in (self.sends, self.reads))
         return _Cells(links, sends, reads, self.inside.transpose(2, 3), self.order.transpose(0, 1))
 
     def merged(self) -> _Cells:
-        """Neighbours along direction 0 become one; that is the last but two dimension, the columns."""
+        """Neighbours in a row become one: what leaves the first to the right enters the second."""
         first = lambda x: x[:, :, :, 0::2]
         second = lambda x: x[:, :, :, 1::2]
         a, b = ({key: part(x) for key, x in self.links.items()} for part in (first, second))
