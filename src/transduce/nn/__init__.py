@@ -13,6 +13,7 @@ from .depth import DepthBlock, DepthLoop, Halting
 from .dropout import SequenceDropout
 from .embed import Embed, Head
 from .feedforward import FeedForward
+from .four_way import FourWay
 from .gated_linear_attention import HGRN2, GatedLinearAttention
 from .grid import AttentivePool, DenseGrid, GatedMax, GridConv, MaxOver, MeanOver
 from .griffin import RGLRU, BlockDiagonal, GriffinRecurrent
@@ -22,6 +23,7 @@ from .linear_rnn import MinGRU, MinLSTM, min_rnn
 from .lmu import LMU, lmuformer_block, patch_embedding, spiking_lmuformer_block
 from .mlstm import MLSTM
 from .norm import LayerNorm, RMSNorm
+from .plstm import PLSTM, PLSTM2D, PLSTMGraph
 from .para import ConvGated, ParaGRU, ParaGRUCell, ParaLSTM, ParaLSTMCell
 from .plstm import PLSTM, PLSTM2D, FourWay, PLSTMGraph
 from .pyramid import GatedPyramid
