@@ -23,7 +23,6 @@ from .linear_rnn import MinGRU, MinLSTM, min_rnn
 from .lmu import LMU, lmuformer_block, patch_embedding, spiking_lmuformer_block
 from .mlstm import MLSTM
 from .norm import LayerNorm, RMSNorm
-from .plstm import PLSTM, PLSTM2D, PLSTMGraph
 from .para import ConvGated, ParaGRU, ParaGRUCell, ParaLSTM, ParaLSTMCell
 from .plstm import PLSTM, PLSTM2D, FourWay, PLSTMGraph
 from .pyramid import GatedPyramid
