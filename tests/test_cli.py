@@ -320,7 +320,7 @@ def test_folders_that_are_no_bundle(tmp_path, capsys):
 def test_laws_report_a_layer_and_its_mistakes(capsys):
     assert main(["laws", "transduce.nn.linear_rnn:MinGRU", "--dim", "8"]) == 0
     assert "chunk" in capsys.readouterr().out
-    assert "module:Factory" in refused(capsys, "laws", "MinGRU")
+    assert "module:name" in refused(capsys, "laws", "MinGRU")
     assert "no callable" in refused(capsys, "laws", "transduce.nn.linear_rnn:Nothing")
     assert "cannot be imported" in refused(capsys, "laws", "no_such_module:Mixer")
 

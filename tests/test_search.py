@@ -16,7 +16,7 @@ from transduce.nn.embed import Embed, Head
 from transduce.nn.recurrent import GRUCell, Recurrence
 from transduce.search import (
     Beam, BlockNGrams, Constrain, CoveragePenalty, Ensemble, Fusion, Greedy, LengthPenalty, Sample,
-    StepScorer, align, ratio, score,
+    align, score,
 )
 
 VOCAB = 8

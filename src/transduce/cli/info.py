@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import sys
 import textwrap
-import traceback
 import typing
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,10 +14,11 @@ from typing import Any, Callable, Literal, Sequence
 import tyro
 
 from transduce import systems
-from transduce.core.errors import UserError, nearest
+from transduce.core.errors import UserError
 
 from .machine import set_up
 from .options import field_docs, parse
+from .own_module import from_module, said
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ def laws_command(arguments: Sequence[str]) -> int:
     options = parse(Laws, arguments, "laws", "Tell which law of the state protocol a layer breaks.")
     if options.dim < 1:
         raise UserError(f"--dim must be at least 1, got {options.dim}.")
-    factory = _factory(options.layer)
+    factory = from_module(options.layer, "the layer", "transduce.nn:MinGRU")
     set_up()
     import torch
 
@@ -189,35 +188,10 @@ def _try_out(factory: Callable[[int], Any], options: Laws) -> None:
     try:
         made = factory(options.dim)
     except Exception as problem:
-        raise UserError(f"{options.layer} cannot be made with dim {options.dim}: {_said(problem)}.") from None
+        raise UserError(f"{options.layer} cannot be made with dim {options.dim}: {said(problem)}.") from None
     missing = [name for name in ("init_state", "forward", "state_dict") if not hasattr(made, name)]
     if missing:
         raise UserError(
             f"{options.layer} makes a {type(made).__name__}, not a mixer: it has no {missing[0]}; "
             "see transduce.core.protocols.Mixer."
         )
-
-
-def _factory(name: str) -> Callable[[int], Any]:
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
-        raise UserError(f'Name the layer as module:Factory, for example transduce.nn:MinGRU, not "{name}".')
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # the user's own module, as `python -m` finds it
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as problem:  # the module is the user's, so anything may be raised
-        raise UserError(f"The module {module_name} cannot be imported: {_said(problem)}.") from None
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        raise UserError(
-            f"The module {module_name} has no callable {attribute}.{nearest(attribute, vars(module))}"
-        )
-    return factory
-
-
-def _said(problem: Exception) -> str:
-    """What an exception of the user's code says, and where, on one line."""
-    where = traceback.extract_tb(problem.__traceback__)[-1]
-    said = " ".join(str(problem).split()).rstrip(".") or "no message"
-    return f"{type(problem).__name__}: {said} ({Path(where.filename).name}, line {where.lineno})"

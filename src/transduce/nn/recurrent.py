@@ -1,12 +1,15 @@
 """Classical recurrent networks: the mathematics of a step is a cell, and :class:`Recurrence` runs any cell.
 
 :func:`Elman`, :func:`GRU` and :func:`LSTM` build a recurrence of the usual cells. Gate order and equations
-are those of torch, so weights can be taken over (:func:`from_torch`).
+are those of torch, so weights can be taken over (:func:`from_torch`). Each takes ``heads``: the recurrent weights are
+then block-diagonal, a head of the state does not see the others, and a step costs ``heads`` times less (FlashRNN,
+arXiv 2412.07752, section 2); the layers around it mix them.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import partial
+from typing import Callable, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,28 +18,37 @@ from transduce.core import state as states
 from transduce.core.protocols import Cell, Mixer
 from transduce.core.seq import zero_masked
 from transduce.core.state import State
-from transduce.ops.rnn import elman, gru, lstm
+from transduce.core.tap import tap
+from transduce.ops.rnn import elman, gru, lstm, recurrent_product
+from transduce.ops.tracing import why_traced
 
 from .masking import only_pads_right, valid_resets
+from .newton import Channels
 
 
 class Recurrence(Mixer):
     """Runs a :class:`Cell` over time: s_t = step(inputs(x)_t, s_{t-1}), y_t = project(output(s_t)).
 
     ``solver``: "loop" calls ``cell.step`` once a step; "fused" calls the cell's own
-    ``solve(pre, state, *, mask, resets) -> (outputs, state)`` for the whole chunk; "auto" takes "fused" where
-    the cell has it. ``project`` maps the cell's output (B,T,H) to the width of the layer; None leaves it.
+    ``solve(pre, state, *, mask, resets) -> (outputs, state)`` for the whole chunk; "newton" solves all steps at once
+    (:mod:`transduce.ops.newton`) and serves cells whose channels do not read each other's state. A cell says its
+    Jacobian with ``jacobian(pre, state)`` (:class:`transduce.nn.newton.Channels`); any other cell is differentiated and
+    looked at on its first use, and UserError says why where it does not fit. "auto" takes "fused" where the cell has
+    it and "loop" elsewhere. ``project`` maps the cell's output (B,T,H) to the width of the layer; None leaves it.
+    The tap ``residuals`` shows how Newton's method went.
     """
 
     def __init__(self, cell: Cell, *, solver: str = "auto", project: nn.Module | None = None) -> None:
         super().__init__()
-        if solver not in ("auto", "loop", "fused"):
-            raise ValueError(f'solver must be "auto", "loop" or "fused", not {solver!r}')
+        if solver not in ("auto", "loop", "fused", "newton"):
+            raise ValueError(f'solver must be "auto", "loop", "fused" or "newton", not {solver!r}')
         fusable = hasattr(cell, "solve")
         if solver == "fused" and not fusable:
             raise ValueError(f'{type(cell).__name__} has no method "solve"; use solver="loop"')
-        self.cell, self.project = cell, project
-        self.fused = fusable and solver != "loop"
+        if solver == "auto":
+            solver = "fused" if fusable else "loop"
+        self.cell, self.project, self.solver = cell, project, solver
+        self._fits = hasattr(cell, "jacobian")  # else the channels are looked at on first use
 
     def init_state(self, batch: int, *, capacity: int | None = None) -> State:
         return self.cell.init_state(batch)
@@ -49,11 +61,24 @@ class Recurrence(Mixer):
         if state is None and only_pads_right(mask):
             mask = None  # nobody reads behind the last valid step, so no kernel need hold the rows there
         before = self.cell.init_state(x.shape[0]) if state is None else state
-        run = self.cell.solve if self.fused else self._loop
+        run = {"fused": getattr(self.cell, "solve", None), "newton": self._newton}.get(self.solver, self._loop)
         y, after = run(pre, before, mask=mask, resets=resets)
         if self.project is not None:
             y = self.project(y)
         return y, None if state is None else after
+
+    def _newton(
+        self, pre: Tensor, state: State, *, mask: Tensor | None, resets: Tensor | None
+    ) -> tuple[Tensor, State]:
+        if pre.shape[1] == 1 or why_traced(pre) is not None:  # one step is the step; an iteration cannot be traced
+            return self._loop(pre, state, mask=mask, resets=resets)
+        channels = Channels(self.cell)
+        if not self._fits:
+            channels.check(pre.shape[2])
+            self._fits = True
+        y, after, solution = channels.solve(pre, state, mask=mask, resets=resets)
+        tap(self, "residuals", torch.tensor(solution.residuals))
+        return y, after
 
     def _loop(
         self, pre: Tensor, state: State, *, mask: Tensor | None, resets: Tensor | None
@@ -73,13 +98,13 @@ class Recurrence(Mixer):
 
 
 class ElmanCell(Cell):
-    """h_t = tanh(W x_t + b + U h_{t-1}) (Elman 1990). x: (B,D), h: (B,H)."""
+    """h_t = tanh(W x_t + b + U h_{t-1}) (Elman 1990). x: (B,D), h: (B,H); ``weight`` (H,H/heads)."""
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, dim: int, hidden: int, *, heads: int = 1) -> None:
         super().__init__()
         self.dim, self.hidden = dim, hidden
         self.input = nn.Linear(dim, hidden)
-        self.weight = _recurrent_weight(1, hidden)
+        self.weight = _recurrent_weight(1, hidden, heads)
         nn.init.xavier_uniform_(self.input.weight)
         nn.init.zeros_(self.input.bias)
 
@@ -90,7 +115,7 @@ class ElmanCell(Cell):
         return self.input(x)
 
     def step(self, pre: Tensor, state: Tensor) -> Tensor:
-        return torch.tanh(pre + state @ self.weight.mT)
+        return torch.tanh(pre + recurrent_product(state, self.weight))
 
     def output(self, state: Tensor) -> Tensor:
         return state
@@ -110,14 +135,14 @@ class GRUCell(Cell):
         n = tanh(W_n x + b_n + r * (U_n h + c))
         h = (1 - z) * n + z * h
 
-    x: (B,D), h: (B,H); the rows of ``weight`` (3H,H) are U_r, U_z, U_n, ``bias`` (H) is c.
+    x: (B,D), h: (B,H); the rows of ``weight`` (3H,H/heads) are U_r, U_z, U_n, ``bias`` (H) is c.
     """
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, dim: int, hidden: int, *, heads: int = 1) -> None:
         super().__init__()
         self.dim, self.hidden = dim, hidden
         self.input = nn.Linear(dim, 3 * hidden)
-        self.weight = _recurrent_weight(3, hidden)
+        self.weight = _recurrent_weight(3, hidden, heads)
         self.bias = nn.Parameter(torch.zeros(hidden))
         _init_gates(self.input, hidden)
 
@@ -129,7 +154,7 @@ class GRUCell(Cell):
 
     def step(self, pre: Tensor, state: Tensor) -> Tensor:
         pre_r, pre_z, pre_n = pre.chunk(3, -1)
-        u_r, u_z, u_n = (state @ self.weight.mT).chunk(3, -1)
+        u_r, u_z, u_n = recurrent_product(state, self.weight).chunk(3, -1)
         r, z = torch.sigmoid(pre_r + u_r), torch.sigmoid(pre_z + u_z)
         n = torch.tanh(pre_n + r * (u_n + self.bias))
         return torch.lerp(n, state, z)
@@ -157,15 +182,15 @@ class LSTMCell(Cell):
         i, f, o = sigmoid(W x + b + U h)        g = tanh(W_g x + b_g + U_g h)
         c = f * c + i * g                       h = o * tanh(c)
 
-    x: (B,D), h and c: (B,H); the rows of ``weight`` (4H,H) are U_i, U_f, U_g, U_o as in torch. The forget
+    x: (B,D), h and c: (B,H); the rows of ``weight`` (4H,H/heads) are U_i, U_f, U_g, U_o as in torch. The forget
     gate's bias starts at one (Jozefowicz et al. 2015, section 5).
     """
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, dim: int, hidden: int, *, heads: int = 1) -> None:
         super().__init__()
         self.dim, self.hidden = dim, hidden
         self.input = nn.Linear(dim, 4 * hidden)
-        self.weight = _recurrent_weight(4, hidden)
+        self.weight = _recurrent_weight(4, hidden, heads)
         _init_gates(self.input, hidden)
         with torch.no_grad():
             self.input.bias[hidden : 2 * hidden] = 1.0
@@ -178,7 +203,7 @@ class LSTMCell(Cell):
         return self.input(x)
 
     def step(self, pre: Tensor, state: LSTMState) -> LSTMState:
-        i, f, g, o = (pre + state.h @ self.weight.mT).chunk(4, -1)
+        i, f, g, o = (pre + recurrent_product(state.h, self.weight)).chunk(4, -1)
         c = torch.sigmoid(f) * state.c + torch.sigmoid(i) * torch.tanh(g)
         return LSTMState(torch.sigmoid(o) * torch.tanh(c), c)
 
@@ -192,22 +217,23 @@ class LSTMCell(Cell):
         return h, LSTMState(h[:, -1].clone(), c[:, -1].clone())
 
 
-def Elman(dim: int, hidden: int | None = None, *, solver: str = "auto") -> Recurrence:
+def Elman(dim: int, hidden: int | None = None, *, heads: int = 1, solver: str = "auto") -> Recurrence:
     """The simple recurrent network as a mixer (B,T,dim) -> (B,T,dim); see :class:`ElmanCell`."""
-    return _recurrence(ElmanCell, dim, hidden, solver)
+    return recurrence(partial(ElmanCell, heads=heads), dim, hidden, solver)
 
 
-def GRU(dim: int, hidden: int | None = None, *, solver: str = "auto") -> Recurrence:
+def GRU(dim: int, hidden: int | None = None, *, heads: int = 1, solver: str = "auto") -> Recurrence:
     """A GRU as a mixer (B,T,dim) -> (B,T,dim); see :class:`GRUCell`.
 
-    ``hidden`` is ``dim`` by default; another width gets a linear projection back to ``dim``.
+    ``hidden`` is ``dim`` by default; another width gets a linear projection back to ``dim``. ``heads``: blocks of
+    the recurrent weights.
     """
-    return _recurrence(GRUCell, dim, hidden, solver)
+    return recurrence(partial(GRUCell, heads=heads), dim, hidden, solver)
 
 
-def LSTM(dim: int, hidden: int | None = None, *, solver: str = "auto") -> Recurrence:
-    """An LSTM as a mixer (B,T,dim) -> (B,T,dim); see :class:`LSTMCell`. ``hidden`` as for :func:`GRU`."""
-    return _recurrence(LSTMCell, dim, hidden, solver)
+def LSTM(dim: int, hidden: int | None = None, *, heads: int = 1, solver: str = "auto") -> Recurrence:
+    """An LSTM as a mixer (B,T,dim) -> (B,T,dim); see :class:`LSTMCell`. Arguments as for :func:`GRU`."""
+    return recurrence(partial(LSTMCell, heads=heads), dim, hidden, solver)
 
 
 def from_torch(module: nn.RNNBase) -> Recurrence:
@@ -240,15 +266,23 @@ def from_torch(module: nn.RNNBase) -> Recurrence:
     return Recurrence(cell)
 
 
-def _recurrence(cell: type[Cell], dim: int, hidden: int | None, solver: str) -> Recurrence:
+def recurrence(
+    cell: Callable[[int, int], Cell], dim: int, hidden: int | None = None, solver: str = "auto"
+) -> Recurrence:
+    """A mixer (B,T,dim) -> (B,T,dim) of the cell ``cell(dim, hidden)``, projected back where the widths differ."""
     hidden = dim if hidden is None else hidden
     project = nn.Linear(hidden, dim) if hidden != dim else None
     return Recurrence(cell(dim, hidden), solver=solver, project=project)
 
 
-def _recurrent_weight(gates: int, hidden: int) -> nn.Parameter:
-    """(gates*H, H), each gate's block orthogonal: no direction of the state dies or explodes at the start."""
-    return nn.Parameter(torch.cat([nn.init.orthogonal_(torch.empty(hidden, hidden)) for _ in range(gates)]))
+def _recurrent_weight(gates: int, hidden: int, heads: int = 1) -> nn.Parameter:
+    """(gates*H, H/heads), each block orthogonal: no direction of the state dies or explodes at the start."""
+    if heads < 1 or hidden % heads:
+        raise ValueError(f"a state of width {hidden} cannot be cut into {heads} heads of one size")
+    size = hidden // heads
+    return nn.Parameter(
+        torch.cat([nn.init.orthogonal_(torch.empty(size, size)) for _ in range(gates * heads)])
+    )
 
 
 def _init_gates(linear: nn.Linear, hidden: int) -> None:

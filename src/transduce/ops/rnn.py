@@ -6,17 +6,16 @@ The products with the inputs do not depend on the state, so callers compute them
 * ``mask`` (B,T) bool: where False the row does not advance. The state is kept, the output there is the kept
   state, and what ``pre`` holds (NaN included) reaches neither values nor gradients.
 * ``resets`` (B,T) bool: where True the state is zero before the step. A reset at a masked step has no effect.
+* Heads: a weight (G*D,K) instead of (G*D,D) is block-diagonal; its rows stand as in the dense one, and the D/K heads
+  of the state do not see each other.
 * The result has the promoted dtype of ``pre``, the weights and the initial state. Half precision is computed
-  in float32; under ``torch.autocast`` the product of a step (and only that) runs in autocast's dtype.
-* Backends, in order: ``numba`` (GRU and LSTM, float32 on the CPU: the gates of a step are one compiled pass),
-  ``loop`` (any device; torch operations), ``reference``. Both fast ones have an analytic backward, one small
-  product a step, then a single large one for the weights, and can be differentiated once.
+  in float32. Under ``torch.autocast`` the products of the loop run in autocast's dtype, of the compiled kernels only
+  the one of the weights' gradient: with few rows a step in float32 is as fast.
+* Backends, in order: ``numba`` (float32 on the CPU: all steps in one launch, with packed weights), ``loop`` (any
+  device; torch operations), ``reference``. Both fast ones have an analytic backward, one small product a step, then a
+  single large one for the weights, and can be differentiated once.
 
-The order is by measurement, a layer with its input products against torch's, training step, one thread,
-heap kept: GRU at (B,T,D) = (32,128,256) numba 122 ms, loop 136, ``torch.nn.GRU`` 147; at (256,8,192) 37, 39
-and 40, where the products are nearly everything (under bf16 autocast 22 and 25). ``torch.nn.LSTM`` is
-oneDNN's fused layer and wins wherever it applies: :func:`transduce.ops.rnn_fused.lstm_layer`. ``python -m
-benchmarks.rnn`` repeats this.
+``python -m benchmarks.rnn`` measures layers, input products included, against torch's.
 """
 
 from __future__ import annotations
@@ -35,10 +34,16 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def _check(name: str, gates: int, pre: Tensor, weight: Tensor, states: tuple[Tensor, ...]) -> None:
-    width = weight.shape[-1]
-    if pre.dim() != 3 or weight.shape != (gates * width, width) or pre.shape[2] != gates * width:
+    width = weight.shape[0] // gates
+    if (
+        pre.dim() != 3
+        or weight.dim() != 2
+        or pre.shape[2] != gates * width
+        or weight.shape[0] != gates * width
+        or width % max(1, weight.shape[1])
+    ):
         raise ValueError(
-            f"{name} needs pre (B,T,{gates}*D) and weight ({gates}*D,D), "
+            f"{name} needs pre (B,T,{gates}*D) and weight ({gates}*D,D), or ({gates}*D,K) with K = D/heads, "
             f"got {tuple(pre.shape)} and {tuple(weight.shape)}"
         )
     for state in states:
@@ -79,6 +84,16 @@ def _steps(flags: Tensor | None, steps: int) -> tuple[Tensor | None, ...]:
     return (None,) * steps if flags is None else flags[..., None].unbind(1)
 
 
+def recurrent_product(h: Tensor, weight: Tensor) -> Tensor:
+    """U h for weights (G*D,D); with (G*D,K) U is block-diagonal and block i reads the i-th K numbers of h.
+    (B,D) -> (B,G*D)."""
+    size, width = weight.shape[1], h.shape[1]
+    if size == width:
+        return h @ weight.mT
+    blocks = weight.view(-1, width // size, size, size)  # gate, head, row, column
+    return torch.einsum("bhk,ghdk->bghd", h.view(len(h), -1, size), blocks).flatten(1)
+
+
 def _fresh(h: Tensor, reset: Tensor | None) -> Tensor:
     return h if reset is None else torch.where(reset, 0, h)
 
@@ -113,7 +128,7 @@ def elman(
     pre, weight, h = zero_masked(pre, mask).to(work), weight.to(work), h0.to(work)
     states: list[Tensor] = []
     for p, valid, reset in zip(pre.unbind(1), _steps(mask, pre.shape[1]), _steps(resets, pre.shape[1])):
-        h = _held(torch.tanh(p + _fresh(h, reset) @ weight.mT), h, valid)
+        h = _held(torch.tanh(p + recurrent_product(_fresh(h, reset), weight)), h, valid)
         states.append(h)
     return _stack(states, h, dtype)
 
@@ -146,7 +161,7 @@ def gru(
     for p, valid, reset in zip(pre.unbind(1), _steps(mask, pre.shape[1]), _steps(resets, pre.shape[1])):
         before = _fresh(h, reset)
         pre_r, pre_z, pre_n = p.chunk(3, -1)
-        u_r, u_z, u_n = (before @ weight.mT).chunk(3, -1)
+        u_r, u_z, u_n = recurrent_product(before, weight).chunk(3, -1)
         r, z = torch.sigmoid(pre_r + u_r), torch.sigmoid(pre_z + u_z)
         n = torch.tanh(pre_n + r * (u_n + bias))
         h = _held((1 - z) * n + z * before, h, valid)
@@ -181,7 +196,7 @@ def lstm(
     outputs: list[Tensor] = []
     memories: list[Tensor] = []
     for p, valid, reset in zip(pre.unbind(1), _steps(mask, pre.shape[1]), _steps(resets, pre.shape[1])):
-        i, f, g, o = (p + _fresh(h, reset) @ weight.mT).chunk(4, -1)
+        i, f, g, o = (p + recurrent_product(_fresh(h, reset), weight)).chunk(4, -1)
         memory = torch.sigmoid(f) * _fresh(c, reset) + torch.sigmoid(i) * torch.tanh(g)
         h, c = _held(torch.sigmoid(o) * torch.tanh(memory), h, valid), _held(memory, c, valid)
         outputs.append(h)
@@ -265,13 +280,25 @@ def _lstm_numba(
     mask: Tensor | None = None,
     resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    from . import rnn_numba
+    from . import lstm_numba
 
     _check("lstm", 4, pre, weight, (h0, c0))
     _check_steps("lstm", pre, mask, resets)
     dtype, _ = _dtypes(pre, weight, h0, c0)
-    h, c = rnn_numba.LSTM.apply(pre, weight, h0, c0, mask, _effective(mask, resets))
+    h, c = lstm_numba.LSTM.apply(pre, weight, h0, c0, mask, _effective(mask, resets))
     return h.to(dtype), c.to(dtype)
+
+
+@elman.backend("numba", when=lambda pre, weight, h0, *, mask=None, resets=None: _why_not_numba(pre, weight, h0))
+def _elman_numba(
+    pre: Tensor, weight: Tensor, h0: Tensor, *, mask: Tensor | None = None, resets: Tensor | None = None
+) -> Tensor:
+    from . import rnn_numba
+
+    _check("elman", 1, pre, weight, (h0,))
+    _check_steps("elman", pre, mask, resets)
+    dtype, _ = _dtypes(pre, weight, h0)
+    return rnn_numba.Elman.apply(pre, weight, h0, mask, _effective(mask, resets)).to(dtype)
 
 
 @elman.backend("loop", when=lambda pre, weight, h0, *, mask=None, resets=None: why_traced(pre, weight, h0))
@@ -329,10 +356,10 @@ def _cases(gates: int, extras: tuple[str, ...]) -> Iterator[Case]:
     g = torch.Generator().manual_seed(gates)
 
     def case(
-        name: str, batch: int, steps: int, width: int, *, flags: str = "", tiny=False, scale=1.0
+        name: str, batch: int, steps: int, width: int, *, flags: str = "", tiny=False, scale=1.0, heads=1
     ) -> Case:
         pre = torch.randn(batch, steps, gates * width, dtype=torch.float64, generator=g) * scale
-        weight = torch.randn(gates * width, width, dtype=torch.float64, generator=g) / width**0.5
+        weight = torch.randn(gates * width, width // heads, dtype=torch.float64, generator=g) / width**0.5
         rest = [
             torch.randn(*((width,) if e == "bias" else (batch, width)), dtype=torch.float64, generator=g)
             for e in extras
@@ -342,6 +369,9 @@ def _cases(gates: int, extras: tuple[str, ...]) -> Iterator[Case]:
 
     yield case("tiny", 2, 3, 2, tiny=True)
     yield case("tiny, mask and resets", 2, 4, 2, flags="mask resets", tiny=True)
+    yield case("tiny, heads", 2, 3, 4, tiny=True, heads=2)
+    yield case("heads", 5, 11, 15, flags="mask resets", heads=3)
+    yield case("one row, heads of 8", 1, 20, 24, heads=3)
     yield case("one step", 5, 1, 7)
     yield case("one row", 1, 19, 11)
     yield case("odd", 7, 23, 13)

@@ -1,6 +1,7 @@
 """Recurrent loops with an analytic backward, for :mod:`transduce.ops.rnn`.
 
-Buffers are time-major, so a step is one contiguous block. Forward keeps the gates; backward first turns them
+Buffers are time-major, so a step is one contiguous block; the heads of a block-diagonal recurrence are rows of it,
+(T, H*B, K) with all rows of a head together, so everything but the product is the same for any number of heads. Forward keeps the gates; backward first turns them
 into factors for all time at once (few large elementwise operations), then each step is a multiplication by
 the gradient of the state and one product with the weights; the gradient of the weights is a single product
 over all steps at the end. A masked step is written into the pre-activations (a gate at exactly 0 or 1), so it
@@ -18,72 +19,120 @@ from torch.autograd.function import once_differentiable
 INF = float("inf")
 
 
-def time_major(x: Tensor, work: torch.dtype) -> Tensor:
-    """(B,T,P) -> a fresh (T,B,P) buffer."""
-    return torch.empty(x.shape[1], x.shape[0], x.shape[2], dtype=work, device=x.device).copy_(
-        x.transpose(0, 1)
-    )
+def fold(x: Tensor, work: torch.dtype, width: int, heads: int) -> Tensor:
+    """(B,T,P) or (B,P) of whole layers -> a fresh (T,H*B,P/H) or (H*B,P/H) of heads. ``width``: that of a head."""
+    shape = x.shape
+    x = x.unflatten(-1, (-1, heads, width)).movedim(-2, 0)
+    if len(shape) == 3:
+        x = x.movedim(2, 0)
+    order = (*shape[1:2], heads * shape[0], shape[-1] // heads)[3 - len(shape) :]
+    return torch.empty(x.shape, dtype=work, device=x.device).copy_(x).view(order)
 
 
-def held_pre(x: Tensor, mask: Tensor | None, work: torch.dtype, hold: Sequence[float]) -> Tensor:
+def unfold(x: Tensor, width: int, heads: int) -> Tensor:
+    """The way back: (T,H*B,P/H) -> (B,T,P), (H*B,P/H) -> (B,P)."""
+    if heads == 1:
+        return x.transpose(0, 1).contiguous() if x.dim() == 3 else x
+    x = x.unflatten(-2, (heads, -1)).unflatten(-1, (-1, width))  # (T,H,B,G,K)
+    order = (2, 0, 3, 1, 4) if x.dim() == 5 else (1, 2, 0, 3)
+    return x.permute(order).contiguous().flatten(-3)
+
+
+def held_pre(
+    x: Tensor, mask: Tensor | None, work: torch.dtype, hold: Sequence[float], heads: int = 1
+) -> Tensor:
     """Time-major pre-activations; masked steps hold ``hold``, one number a gate."""
-    buffer = time_major(x, work)
+    buffer = fold(x, work, x.shape[2] // (len(hold) * heads), heads)
     if mask is not None:
         gates = buffer.unflatten(2, (len(hold), -1))
         held = torch.tensor(hold, dtype=work, device=x.device)[:, None]
-        torch.where(mask.t()[..., None, None], gates, held, out=gates)
+        torch.where(columns(mask, heads)[..., None], gates, held, out=gates)
     return buffer
 
 
-def columns(flags: Tensor | None, invert: bool = False) -> Tensor | None:
-    """(B,T) bool -> (T,B,1), optionally negated."""
-    return None if flags is None else (~flags if invert else flags).t()[..., None]
-
-
-def batch_major(x: Tensor) -> Tensor:
-    return x.transpose(0, 1).contiguous()
+def columns(flags: Tensor | None, heads: int = 1, *, invert: bool = False) -> Tensor | None:
+    """(B,T) bool -> (T,H*B,1), optionally negated."""
+    return None if flags is None else (~flags if invert else flags).t().repeat(1, heads)[..., None]
 
 
 class Product:
-    """The step's product with the (P,D) weights, in the dtype ``low`` (autocast's) where that is given."""
+    """The step's product with the (G*D,K) weights, in the dtype ``low`` (autocast's) where that is given.
 
-    def __init__(self, weight: Tensor, work: torch.dtype, low: torch.dtype | None) -> None:
-        self.low = low
-        self.weight = weight.to(low or work)
-        self.transposed = self.weight.t()
+    With H = D/K heads, head h of each gate reads head h of the state: rows (H*B,K) -> (H*B,G*K).
+    """
+
+    def __init__(self, weight: Tensor, work: torch.dtype, low: torch.dtype | None, heads: int = 1) -> None:
+        self.low, self.heads = low, heads
+        self._multiply = torch.mm if heads == 1 else torch.bmm
+        weight = weight.to(low or work)
+        if heads > 1:
+            weight = by_head(weight, heads)
+        self.weight = weight
+        self.transposed = self.weight.mT
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        return x if self.heads == 1 else x.view(self.heads, -1, x.shape[1])
 
     def add_forward(self, target: Tensor, h: Tensor) -> None:
         """target (B,P) += h W^T"""
-        if self.low is None:
+        target, h = self._by_head(target), self._by_head(h)
+        if self.low is not None:
+            target.add_(torch.matmul(h.to(self.low), self.transposed))
+        elif self.heads == 1:
             target.addmm_(h, self.transposed)
         else:
-            target.add_(torch.mm(h.to(self.low), self.transposed))
+            target.baddbmm_(h, self.transposed)
 
     def forward_into(self, target: Tensor, h: Tensor) -> None:
         """target (B,P) = h W^T"""
+        target, h = self._by_head(target), self._by_head(h)
         if self.low is None:
-            torch.mm(h, self.transposed, out=target)
+            self._multiply(h, self.transposed, out=target)
         else:
-            target.copy_(torch.mm(h.to(self.low), self.transposed))
+            target.copy_(torch.matmul(h.to(self.low), self.transposed))
 
     def backward_into(self, target: Tensor, d: Tensor) -> None:
         """target (B,D) = d W"""
+        target, d = self._by_head(target), self._by_head(d)
         if self.low is None:
-            torch.mm(d, self.weight, out=target)
+            self._multiply(d, self.weight, out=target)
         else:
-            target.copy_(torch.mm(d.to(self.low), self.weight))
+            target.copy_(torch.matmul(d.to(self.low), self.weight))
 
     def add_backward(self, target: Tensor, d: Tensor) -> None:
         """target (B,D) += d W"""
-        if self.low is None:
+        target, d = self._by_head(target), self._by_head(d)
+        if self.low is not None:
+            target.add_(torch.matmul(d.to(self.low), self.weight))
+        elif self.heads == 1:
             target.addmm_(d, self.weight)
         else:
-            target.add_(torch.mm(d.to(self.low), self.weight))
+            target.baddbmm_(d, self.weight)
 
     def weight_gradient(self, d: Tensor, h: Tensor, like: Tensor) -> Tensor:
-        """Sum over steps and rows of d^T h: (T,B,P), (T,B,D) -> (P,D)."""
+        """Sum over steps and rows of d^T h: (T,H*B,G*K), (T,H*B,K) -> (G*D,K)."""
         low = self.low or d.dtype
-        return torch.mm(d.flatten(0, 1).to(low).t(), h.flatten(0, 1).to(low)).to(like.dtype)
+        if self.heads == 1:
+            return torch.mm(d.flatten(0, 1).to(low).t(), h.flatten(0, 1).to(low)).to(like.dtype)
+        d, h = (x.to(low).unflatten(1, (self.heads, -1)).transpose(0, 1).flatten(1, 2) for x in (d, h))
+        product = torch.bmm(d.mT, h).unflatten(1, (-1, h.shape[2]))  # (H,G,K,K)
+        return product.transpose(0, 1).reshape(like.shape).to(like.dtype)
+
+
+def by_head(weight: Tensor, heads: int) -> Tensor:
+    """(G*D,K) -> (H,G*K,K)"""
+    size = weight.shape[1]
+    return weight.view(-1, heads, size, size).transpose(0, 1).reshape(heads, -1, size)
+
+
+def of_head(vector: Tensor, rows: int, heads: int) -> Tensor:
+    """(D,) -> (H*B,K): what each row adds."""
+    return vector.view(heads, 1, -1).expand(-1, rows // heads, -1).reshape(rows, -1)
+
+
+def sum_by_head(x: Tensor, heads: int) -> Tensor:
+    """(T,H*B,K) -> (D,): the gradient of such a vector."""
+    return x.sum(0).unflatten(0, (heads, -1)).sum(1).flatten()
 
 
 def low_dtype(x: Tensor) -> torch.dtype | None:
@@ -105,12 +154,13 @@ class Elman(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, pre, weight, h0, mask, resets, work):  # noqa: ANN001, ANN205 (torch's own signature)
-        low = low_dtype(pre)
-        product = Product(weight, work, low)
-        buffer = held_pre(pre, mask, work, (0.0,))
-        states = torch.empty(len(buffer) + 1, *h0.shape, dtype=work, device=pre.device)
-        states[0] = h0
-        restarts, held = columns(resets), columns(mask, invert=True)
+        low, width = low_dtype(pre), weight.shape[1]
+        heads = h0.shape[1] // width
+        product = Product(weight, work, low, heads)
+        buffer = held_pre(pre, mask, work, (0.0,), heads)
+        states = torch.empty(len(buffer) + 1, *buffer.shape[1:], dtype=work, device=pre.device)
+        states[0] = fold(h0, work, width, heads)
+        restarts, held = columns(resets, heads), columns(mask, heads, invert=True)
         steps = states.unbind(0)
         for t, argument in enumerate(buffer.unbind(0)):
             before = steps[t] if restarts is None else torch.where(restarts[t], 0, steps[t])
@@ -119,20 +169,20 @@ class Elman(torch.autograd.Function):
             if held is not None:
                 torch.where(held[t], steps[t], steps[t + 1], out=steps[t + 1])
         ctx.save_for_backward(states, weight, restarts, held)
-        ctx.dtypes, ctx.low = (pre.dtype, h0.dtype), low
-        return batch_major(states[1:])
+        ctx.dtypes, ctx.low, ctx.heads = (pre.dtype, h0.dtype), low, heads
+        return unfold(states[1:], width, heads)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # noqa: ANN001, ANN205
         states, weight, restarts, held = ctx.saved_tensors
         need_pre, need_weight, need_h0 = ctx.needs_input_grad[:3]
-        after = states[1:]
-        product = Product(weight, after.dtype, ctx.low)
+        after, width, heads = states[1:], weight.shape[1], ctx.heads
+        product = Product(weight, after.dtype, ctx.low, heads)
         factor = torch.addcmul(torch.ones((), dtype=after.dtype, device=after.device), after, after, value=-1)
         if held is not None:
             factor.masked_fill_(held, 0)
-        dh = time_major(grad, after.dtype)
+        dh = fold(grad, after.dtype, width, heads)
         carry = torch.zeros_like(states[0])
         d_steps, dh_steps = factor.unbind(0), dh.unbind(0)
         for t in reversed(range(len(d_steps))):
@@ -144,9 +194,9 @@ class Elman(torch.autograd.Function):
                 carry.masked_fill_(restarts[t], 0)
         read = zero_before(states[:-1], restarts)
         return (
-            batch_major(factor).to(ctx.dtypes[0]) if need_pre else None,
+            unfold(factor, width, heads).to(ctx.dtypes[0]) if need_pre else None,
             product.weight_gradient(factor, read, weight) if need_weight else None,
-            carry.to(ctx.dtypes[1]) if need_h0 else None,
+            unfold(carry, width, heads).to(ctx.dtypes[1]) if need_h0 else None,
             None,
             None,
             None,
@@ -158,15 +208,16 @@ class GRU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, pre, weight, bias, h0, mask, resets, work):  # noqa: ANN001, ANN205
-        width = h0.shape[1]
-        low = low_dtype(pre)
-        product_rz = Product(weight[: 2 * width], work, low)
-        product_n = Product(weight[2 * width :], work, low)
-        gates = held_pre(pre, mask, work, (0.0, INF, 0.0))
-        inner = torch.empty(*gates.shape[:2], width, dtype=work, device=pre.device).copy_(bias)
-        states = torch.empty(len(gates) + 1, *h0.shape, dtype=work, device=pre.device)
-        states[0] = h0
-        restarts = columns(resets)
+        low, width, whole = low_dtype(pre), weight.shape[1], h0.shape[1]
+        heads = whole // width
+        product_rz = Product(weight[: 2 * whole], work, low, heads)
+        product_n = Product(weight[2 * whole :], work, low, heads)
+        gates = held_pre(pre, mask, work, (0.0, INF, 0.0), heads)
+        inner = torch.empty(*gates.shape[:2], width, dtype=work, device=pre.device)
+        inner.copy_(of_head(bias, gates.shape[1], heads))
+        states = torch.empty(len(gates) + 1, *inner.shape[1:], dtype=work, device=pre.device)
+        states[0] = fold(h0, work, width, heads)
+        restarts = columns(resets, heads)
         steps, inners = states.unbind(0), inner.unbind(0)
         rzs, ns = gates[..., : 2 * width].unbind(0), gates[..., 2 * width :].unbind(0)
         rs, zs = gates[..., :width].unbind(0), gates[..., width : 2 * width].unbind(0)
@@ -178,16 +229,16 @@ class GRU(torch.autograd.Function):
             ns[t].addcmul_(rs[t], inners[t]).tanh_()
             torch.lerp(ns[t], before, zs[t], out=steps[t + 1])
         ctx.save_for_backward(states, gates, inner, weight, restarts)
-        ctx.dtypes, ctx.low = (pre.dtype, bias.dtype, h0.dtype), low
-        return batch_major(states[1:])
+        ctx.dtypes, ctx.low, ctx.heads = (pre.dtype, bias.dtype, h0.dtype), low, heads
+        return unfold(states[1:], width, heads)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # noqa: ANN001, ANN205
         states, gates, inner, weight, restarts = ctx.saved_tensors
         need_pre, need_weight, need_bias, need_h0 = ctx.needs_input_grad[:4]
-        width = inner.shape[-1]
-        product = Product(weight, inner.dtype, ctx.low)
+        width, heads = inner.shape[-1], ctx.heads
+        product = Product(weight, inner.dtype, ctx.low, heads)
         read = zero_before(states[:-1], restarts)
         r, z, n = gates.split(width, -1)
         slope = (1 - z).mul_(1 - n * n)  # of h' in the argument of tanh
@@ -196,7 +247,7 @@ class GRU(torch.autograd.Function):
         torch.mul(slope, r, out=factor[..., 2 * width :])
         torch.mul(factor[..., 2 * width :] * (1 - r), inner, out=factor[..., :width])
         torch.mul((read - n).mul_(z), 1 - z, out=factor[..., width : 2 * width])
-        dh = time_major(grad, inner.dtype)
+        dh = fold(grad, inner.dtype, width, heads)
         carry = torch.zeros_like(states[0])
         dh_steps, z_steps, d_steps = dh.unbind(0), z.unbind(0), factor.unbind(0)
         by_gate = factor.unflatten(2, (3, width)).unbind(0)
@@ -208,14 +259,14 @@ class GRU(torch.autograd.Function):
             if restarts is not None:
                 carry.masked_fill_(restarts[t], 0)
         dweight = product.weight_gradient(factor, read, weight) if need_weight else None
-        dbias = factor[..., 2 * width :].sum((0, 1)).to(ctx.dtypes[1]) if need_bias else None
+        dbias = sum_by_head(factor[..., 2 * width :], heads).to(ctx.dtypes[1]) if need_bias else None
         if need_pre:
             torch.mul(slope, dh, out=factor[..., 2 * width :])
         return (
-            batch_major(factor).to(ctx.dtypes[0]) if need_pre else None,
+            unfold(factor, width, heads).to(ctx.dtypes[0]) if need_pre else None,
             dweight,
             dbias,
-            carry.to(ctx.dtypes[2]) if need_h0 else None,
+            unfold(carry, width, heads).to(ctx.dtypes[2]) if need_h0 else None,
             None,
             None,
             None,
@@ -228,41 +279,41 @@ class LSTM(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, pre, weight, h0, c0, mask, resets, work):  # noqa: ANN001, ANN205
-        width = h0.shape[1]
-        low = low_dtype(pre)
-        product = Product(weight, work, low)
-        gates = held_pre(pre, mask, work, (-INF, INF, 0.0, -INF))
-        hs, cs = (torch.empty(len(gates) + 1, *h0.shape, dtype=work, device=pre.device) for _ in range(2))
-        hs[0], cs[0] = h0, c0
-        squashed = torch.empty(len(gates), *h0.shape, dtype=work, device=pre.device)
-        restarts, held = columns(resets), columns(mask, invert=True)
+        low, width = low_dtype(pre), weight.shape[1]
+        heads = h0.shape[1] // width
+        product = Product(weight, work, low, heads)
+        gates = held_pre(pre, mask, work, (-INF, INF, 0.0, -INF), heads)
+        steps, rows = gates.shape[:2]
+        hs, cs = (torch.empty(steps + 1, rows, width, dtype=work, device=pre.device) for _ in range(2))
+        hs[0], cs[0] = fold(h0, work, width, heads), fold(c0, work, width, heads)
+        squashed = torch.empty(steps, rows, width, dtype=work, device=pre.device)
+        restarts, held = columns(resets, heads), columns(mask, heads, invert=True)
         h_steps, c_steps, squashed_steps = hs.unbind(0), cs.unbind(0), squashed.unbind(0)
+        i_f_steps = gates[..., : 2 * width].unbind(0)
+        i_steps, f_steps, g_steps, o_steps = (x.unbind(0) for x in gates.split(width, -1))
         for t, all_gates in enumerate(gates.unbind(0)):
             h, c = h_steps[t], c_steps[t]
             if restarts is not None:
                 h, c = torch.where(restarts[t], 0, h), torch.where(restarts[t], 0, c)
             product.add_forward(all_gates, h)
-            all_gates[:, : 2 * width].sigmoid_()
-            all_gates[:, 3 * width :].sigmoid_()
-            i, f, g, o = all_gates.split(width, 1)
-            g.tanh_()
-            torch.mul(f, c, out=c_steps[t + 1]).addcmul_(i, g)
+            i_f_steps[t].sigmoid_()
+            torch.mul(f_steps[t], c, out=c_steps[t + 1]).addcmul_(i_steps[t], g_steps[t].tanh_())
             torch.tanh(c_steps[t + 1], out=squashed_steps[t])
-            torch.mul(o, squashed_steps[t], out=h_steps[t + 1])
+            torch.mul(o_steps[t].sigmoid_(), squashed_steps[t], out=h_steps[t + 1])
             if held is not None:
                 torch.where(held[t], h, h_steps[t + 1], out=h_steps[t + 1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(hs, cs, gates, squashed, weight, restarts, held)
-        ctx.dtypes, ctx.low = (pre.dtype, h0.dtype, c0.dtype), low
-        return batch_major(hs[1:]), batch_major(cs[1:])
+        ctx.dtypes, ctx.low, ctx.heads = (pre.dtype, h0.dtype, c0.dtype), low, heads
+        return unfold(hs[1:], width, heads), unfold(cs[1:], width, heads)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_h, grad_c):  # noqa: ANN001, ANN205
         hs, cs, gates, squashed, weight, restarts, held = ctx.saved_tensors
         need_pre, need_weight, need_h0, need_c0 = ctx.needs_input_grad[:4]
-        width, work = squashed.shape[-1], squashed.dtype
-        product = Product(weight, work, ctx.low)
+        width, work, heads = squashed.shape[-1], squashed.dtype, ctx.heads
+        product = Product(weight, work, ctx.low, heads)
         read_h, read_c = zero_before(hs[:-1], restarts), zero_before(cs[:-1], restarts)
         i, f, g, o = gates.split(width, -1)
         into_c = (1 - squashed * squashed).mul_(o)
@@ -273,30 +324,34 @@ class LSTM(torch.autograd.Function):
         torch.mul((1 - f).mul_(f), read_c, out=factor[..., width : 2 * width])
         torch.mul(1 - g * g, i, out=factor[..., 2 * width : 3 * width])
         torch.mul((1 - o).mul_(o), squashed, out=factor[..., 3 * width :])
-        dh_out = None if grad_h is None else time_major(grad_h, work).unbind(0)
-        dc_out = None if grad_c is None else time_major(grad_c, work).unbind(0)
+        dh_out = None if grad_h is None else fold(grad_h, work, width, heads).unbind(0)
+        dc_out = None if grad_c is None else fold(grad_c, work, width, heads).unbind(0)
         dh, dc = torch.zeros_like(hs[0]), torch.zeros_like(cs[0])
         d_steps, f_steps, into_c_steps = factor.unbind(0), f.unbind(0), into_c.unbind(0)
-        by_gate = factor.unflatten(2, (4, width)).unbind(0)
+        by_gate = factor.unflatten(2, (4, width))
+        of_c, of_h = by_gate[..., :3, :].unbind(0), by_gate[..., 3, :].unbind(0)
         for t in reversed(range(len(d_steps))):
             if dh_out is not None:
                 dh = dh.add_(dh_out[t])
             if dc_out is not None:
                 dc = dc.add_(dc_out[t])
             dc = dc.addcmul_(dh, into_c_steps[t])
-            by_gate[t][:, :3].mul_(dc[:, None])
-            by_gate[t][:, 3].mul_(dh)
+            of_c[t].mul_(dc[:, None])
+            of_h[t].mul_(dh)
             dc = dc.mul_(f_steps[t])
-            dh = torch.zeros_like(dh) if held is None else torch.where(held[t], dh, 0)
-            product.add_backward(dh, d_steps[t])
+            if held is None:
+                product.backward_into(dh, d_steps[t])
+            else:
+                dh = torch.where(held[t], dh, 0)
+                product.add_backward(dh, d_steps[t])
             if restarts is not None:
                 dh.masked_fill_(restarts[t], 0)
                 dc.masked_fill_(restarts[t], 0)
         return (
-            batch_major(factor).to(ctx.dtypes[0]) if need_pre else None,
+            unfold(factor, width, heads).to(ctx.dtypes[0]) if need_pre else None,
             product.weight_gradient(factor, read_h, weight) if need_weight else None,
-            dh.to(ctx.dtypes[1]) if need_h0 else None,
-            dc.to(ctx.dtypes[2]) if need_c0 else None,
+            unfold(dh, width, heads).to(ctx.dtypes[1]) if need_h0 else None,
+            unfold(dc, width, heads).to(ctx.dtypes[2]) if need_c0 else None,
             None,
             None,
             None,

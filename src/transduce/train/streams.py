@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Callable
+from typing import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from transduce.data.synthetic.formal import last_only
 from transduce.data.synthetic.streams import IGNORE, Task
 
 
@@ -62,3 +63,28 @@ def stream_accuracy(
         right += int((model(inputs).argmax(-1) == labels)[scored].sum())
         asked += int(scored.sum())
     return right / asked
+
+
+def accuracy_by_length(
+    model: Callable[[Tensor], Tensor],
+    task: Callable[[int], Task],
+    lengths: Iterable[int],
+    *,
+    batches: int = 4,
+    batch: int = 64,
+    seed: int = 0,
+) -> dict[int, float]:
+    """How a model goes on beyond the lengths it was trained on: length -> accuracy at the last step of such words.
+
+    ``task``: length -> task, as of :class:`transduce.data.synthetic.formal.Language`.
+    """
+    ends = ((length, last_only(task(length))) for length in lengths)
+    return {n: stream_accuracy(model, end, batches=batches, batch=batch, seed=seed) for n, end in ends}
+
+
+def smoothed(runs: Sequence[Sequence[float]], pieces: int = 50) -> tuple[list[int], list[tuple[float, ...]]]:
+    """Losses of several runs for a picture: means over about ``pieces`` stretches, as the updates at which these end
+    and one value a run for each."""
+    size = max(1, len(runs[0]) // pieces)
+    ends = list(range(size, len(runs[0]) + 1, size))
+    return ends, [tuple(sum(run[end - size : end]) / size for run in runs) for end in ends]
