@@ -11,18 +11,18 @@ from torch import Tensor, nn
 
 from transduce.core.protocols import Mixer
 from transduce.core.state import State
-from transduce.ops.conv import causal_conv
 from transduce.ops.delta_general import generalised_delta_rule
 
 from .delta import advancing, memory_like
+from .token_shift import TokenShift
 
-_ROLES = ("r", "w", "k", "v", "a", "g")
-_FIRST_POWERS = (0.2, 0.9, 0.7, 0.7, 0.9, 0.2)
-"""Of the channel's place in (0, 1): how the shares of the step before start, as in the released code's first layer."""
+_ROLES = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}
+"""What is read from mixtures of two steps of its own, and the power of a channel's place in (0, 1) that the share of the
+later step starts at, as in the released code's first layer."""
 
 
 class RWKV7State(NamedTuple):
-    """``last`` (B,1,dim): the input of the step before; ``memory`` (B,H,K,K), float32 at least, keys as rows."""
+    """``last`` (B,dim): the input of the step before; ``memory`` (B,H,K,K), float32 at least, keys as rows."""
 
     last: Tensor
     memory: Tensor
@@ -45,7 +45,7 @@ class LowRank(nn.Module):
 
 
 class RWKV7(Mixer):
-    """RWKV-7's time mixing (Peng et al. 2025, arXiv 2503.14456, section 4). With x^i_t = x_t + mu_i (x_(t-1) - x_t)
+    """RWKV-7's time mixing (Peng et al. 2025, arXiv 2503.14456, section 4). With x^i_t = mu_i x_t + (1 - mu_i) x_(t-1)
     for each of the roles r, w, k, v, a, g, in every head::
 
         w = exp(-e^(-1/2) sigmoid(w_0 + B_w tanh(A_w x^w)))           a = sigmoid(a_0 + B_a A_a x^a)
@@ -67,8 +67,10 @@ class RWKV7(Mixer):
             raise ValueError(f"RWKV7 needs a width that is a multiple of its heads' {width}, got {dim}")
         rank = max(16, dim // 8) if rank is None else rank
         self.heads, self.width = dim // width, width
+        self.shift = TokenShift(dim, len(_ROLES))
         place = torch.arange(dim) / dim
-        self.mix = nn.Parameter(torch.stack([1 - place**power for power in _FIRST_POWERS]))
+        with torch.no_grad():
+            self.shift.mix.copy_(torch.stack([place**power for power in _ROLES.values()]))
         speed = -6.5 + 5 * (torch.arange(dim) / max(1, dim - 1)) ** 0.85
         self.decay = LowRank(dim, rank, "tanh", speed)
         self.rate = LowRank(dim, rank, None, torch.zeros(dim))
@@ -84,18 +86,15 @@ class RWKV7(Mixer):
     def init_state(self, batch: int, *, capacity: int | None = None) -> State:
         like = self.key.weight
         memory = memory_like(like, batch, self.heads, self.width, self.width)
-        return RWKV7State(like.new_zeros(batch, 1, like.shape[1]), memory)
+        return RWKV7State(self.shift.init_state(batch), memory)
 
     def forward(
         self, x: Tensor, state: State = None, *, mask: Tensor | None = None, resets: Tensor | None = None
     ) -> tuple[Tensor, State]:
         x, mask, resets = advancing(x, state, mask, resets)
         last, memory = (None, None) if state is None else state
-        # A filter of two taps that only looks back: the valid step before, in the same history.
-        taps = x.new_tensor([1.0, 0.0]).expand(x.shape[-1], -1)
-        before, last = causal_conv(x, taps, None, last, mask=mask, resets=resets)
-        step = before - x
-        of = {role: torch.addcmul(x, step, mu) for role, mu in zip(_ROLES, self.mix.unbind(0))}
+        mixed, last = self.shift(x, last, mask=mask, resets=resets)
+        of = dict(zip(_ROLES, mixed))
         log_decay = -math.exp(-0.5) * torch.sigmoid(self.decay(of["w"]))
         rate = torch.sigmoid(self.rate(of["a"]))
         r, k, v = self.receptance(of["r"]), self.key(of["k"]), self.value(of["v"])

@@ -13,17 +13,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..core.seq import zero_masked
-from .delta import check_flags, work_dtype
 from .dispatch import Case, op
+from .matrix_state import check_flags, check_inputs, cuts, initial, work_dtype
 from .tracing import has_numba, why_traced
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, removal: Tensor, s0: Tensor | None) -> None:
-    if q.dim() != 4 or q.shape != k.shape or v.dim() != 4 or v.shape[:3] != q.shape[:3]:
-        raise ValueError(
-            "generalised_delta_rule needs q and k (B,T,H,K) and v (B,T,H,V), "
-            f"got {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
-        )
+    check_inputs("generalised_delta_rule", q, k, v, s0)
     if log_decay.shape != q.shape:
         raise ValueError(
             f"generalised_delta_rule needs log_decay {tuple(q.shape)}, got {tuple(log_decay.shape)}"
@@ -31,9 +27,6 @@ def _check(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, removal: Tensor, 
     pair = (*q.shape[:3], 2, q.shape[3])
     if removal.shape != pair:
         raise ValueError(f"generalised_delta_rule needs removal {pair}, got {tuple(removal.shape)}")
-    state = (q.shape[0], q.shape[2], q.shape[3], v.shape[3])
-    if s0 is not None and s0.shape != state:
-        raise ValueError(f"generalised_delta_rule needs s0 of shape {state}, got {tuple(s0.shape)}")
 
 
 @op
@@ -100,14 +93,11 @@ def _prepare(
     q, k, v, log_decay, removal = inputs
     _check(q, k, v, log_decay, removal, s0)
     check_flags("generalised_delta_rule", v, mask, resets)
-    work = work_dtype(*inputs, s0)
-    if s0 is None:
-        state = q.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3], dtype=work)
-    else:
-        state = s0.to(work)
+    work = work_dtype(*inputs, *(() if s0 is None else (s0,)))
+    state = initial(q, v, s0, work)
     q, k, values, log_decay, removal = (zero_masked(x, mask).to(work) for x in inputs)
     clean = [q, k, values, torch.exp(log_decay), removal]
-    return v.dtype, clean, state, resets if mask is None or resets is None else resets & mask
+    return v.dtype, clean, state, cuts(resets, mask)
 
 
 # ---------------------------------------------------------------- compiled

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..core.seq import zero_masked
-from .delta import check_flags, work_dtype
 from .dispatch import Case, op
+from .matrix_state import check_flags, cuts, work_dtype
 from .tracing import has_numba, why_traced
 
 FLOOR = 1e-6
@@ -115,13 +115,13 @@ def _prepare(
     """
     check_slots("orthogonal_update", keys, v, gates, fresh, s0)
     check_flags("orthogonal_update", v, mask, resets)
-    work = work_dtype(keys, v, gates, fresh, s0)
+    work = work_dtype(keys, v, gates, fresh, *(() if s0 is None else (s0,)))
     fresh = fresh.to(work)
     s = fresh.expand(len(v), -1, -1, -1) if s0 is None else s0.to(work)
     keys, values, gates = (zero_masked(x, mask).to(work) for x in (keys, v, gates))
     rate, decay = gates.unbind(-1)
     gates = torch.stack((rate, torch.exp(decay)), -1)
-    return v.dtype, [keys, values, gates], fresh, s, resets if mask is None or resets is None else resets & mask
+    return v.dtype, [keys, values, gates], fresh, s, cuts(resets, mask)
 
 
 # ---------------------------------------------------------------- compiled

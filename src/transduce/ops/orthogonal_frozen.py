@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from ..core.seq import zero_masked
-from .delta import check_flags, work_dtype
+from .matrix_state import check_flags, chunks, cuts, work_dtype
 from .orthogonal import FLOOR, check_slots
-from .matrix_state import chunks as _chunks
 from .retention import _decays
 
 
@@ -80,8 +79,7 @@ def _by_steps(
     flags: tuple[Tensor | None, Tensor | None],
 ) -> tuple[Tensor, FrozenState]:
     mask, resets = flags
-    if mask is not None and resets is not None:
-        resets = resets & mask
+    resets = cuts(resets, mask)
     s, f, z, count = state
     steps = inputs[0].shape[1]
     restarts = (None,) * steps if resets is None else resets.unbind(1)
@@ -115,7 +113,7 @@ def _by_chunks(keys: Tensor, v: Tensor, gates: Tensor, slots: Tensor, chunk: int
     for part, size in ((slice(0, whole), chunk), (slice(whole, steps), steps - whole)):
         if part.start == part.stop:
             continue
-        q, k, values, rate = (_chunks(x[:, part], size) for x in (*keys.unbind(3), v, gates[..., 0]))
+        q, k, values, rate = (chunks(x[:, part], size) for x in (*keys.unbind(3), v, gates[..., 0]))
         decays = _decays(gates[:, part, :, 1], None, None, (batch, part.stop - part.start), size, work)
         for inputs in zip(*(x.unbind(2) for x in (q, k, values, rate, *decays))):
             y, slots = _one_chunk(*inputs[:4], inputs[4:], slots)
