@@ -43,3 +43,28 @@ def test_a_width_that_does_not_divide_is_named(mixer):
 def test_lattice_refuses_chunks_without_projection():
     with pytest.raises(ValueError, match="leave chunk out"):
         Lattice(16, chunk=4, project=False)
+
+
+@torch.no_grad()
+def test_rwkv7_step_by_step_as_published():
+    """With S (V,K) as in the paper: S <- S (diag(w) - e (a e)^T) + v k^T."""
+    torch.manual_seed(0)
+    m = RWKV7(16, 8, rank=4).double()
+    for p in m.parameters():
+        p.add_(0.3 * torch.randn_like(p))
+    x = torch.randn(1, 5, 16, dtype=torch.float64)
+    before, memory, outputs = torch.zeros(16, dtype=x.dtype), torch.zeros(2, 8, 8, dtype=x.dtype), []
+    for now in x[0]:
+        xr, xw, xk, xv, xa, xg = (mu * now + (1 - mu) * before for mu in m.shift.mix[0])
+        w = torch.exp(-torch.exp(torch.tensor(-0.5)) * torch.sigmoid(m.decay(xw))).view(2, 8)
+        a = torch.sigmoid(m.rate(xa))
+        r, k, v = m.receptance(xr), m.key(xk), m.value(xv).view(2, 8)
+        e = torch.nn.functional.normalize((k * m.removal_scale).view(2, 8), dim=-1)
+        k = (k * (1 + (a - 1) * m.rate_scale)).view(2, 8)
+        removed = torch.einsum("hv,hk->hvk", torch.einsum("hvk,hk->hv", memory, e), a.view(2, 8) * e)
+        memory = memory * w[:, None] - removed + torch.einsum("hv,hk->hvk", v, k)
+        y = m.norm(torch.einsum("hvk,hk->hv", memory, r.view(2, 8)).reshape(1, 16))[0]
+        y = y + ((r.view(2, 8) * k * m.bonus).sum(-1, keepdim=True) * v).flatten()
+        outputs.append(m.output(y * m.gate(xg)))
+        before = now
+    torch.testing.assert_close(m(x)[0][0], torch.stack(outputs), rtol=1e-6, atol=1e-7)

@@ -3,6 +3,7 @@
 from .aaren import Aaren
 from .attend import AdditiveAttend, Attend, DotAttend, GeneralAttend, LocationAttend, MultiHeadAttend
 from .attention import Attention
+from .axes import AlongAxes
 from .block_lrnn import BlockLRNN, OrthogonalBlocks, PNormBlocks, StochasticBlocks
 from .bytenet import MultiplicativeUnit, dilated_stack
 from .combine import Bidirectional, Parallel, Pointwise, Repeat, Residual, Serial
@@ -12,6 +13,7 @@ from .depth import DepthBlock, DepthLoop, Halting
 from .dropout import SequenceDropout
 from .embed import Embed, Head
 from .feedforward import FeedForward
+from .four_way import FourWay
 from .gated_linear_attention import HGRN2, GatedLinearAttention
 from .grid import AttentivePool, DenseGrid, GatedMax, GridConv, MaxOver, MeanOver
 from .griffin import RGLRU, BlockDiagonal, GriffinRecurrent
@@ -37,6 +39,7 @@ from .token_shift import TokenShift
 __all__ = [
     "Aaren",
     "AdditiveAttend",
+    "AlongAxes",
     "Attend",
     "Attention",
     "AttentivePool",

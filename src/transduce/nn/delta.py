@@ -156,7 +156,8 @@ class _Rule(nn.Module):
         tail, memory = (None, None) if state is None else state
         z, tail = self.conv(self.input(x), tail, mask=mask, resets=resets)
         qk, v = z.split((2 * self.heads * self.width, self.heads * self.values), -1)
-        q, k = F.normalize(qk.unflatten(-1, (2 * self.heads, self.width)), dim=-1, eps=1e-6).chunk(2, 2)
+        qk = qk.unflatten(-1, (2 * self.heads, self.width))
+        q, k = (qk * torch.rsqrt(qk.square().sum(-1, keepdim=True) + 1e-6)).chunk(2, 2)
         v = v.unflatten(-1, (self.heads, self.values))
-        y, memory = delta_rule(q, k, v, beta, log_decay, memory, mask=mask, resets=resets)
+        y, memory = delta_rule(q * self.width**-0.5, k, v, beta, log_decay, memory, mask=mask, resets=resets)
         return y, None if state is None else MemoryState(tail, memory)

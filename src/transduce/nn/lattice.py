@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +18,14 @@ from .convolution import CausalConv
 from .delta import HeadOutput, MemoryState, advancing, memory_like
 
 
+def _unit(x: Tensor) -> Tensor:
+    x = F.silu(x)
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
+
+
+_KEYS: dict[str, Callable[[Tensor], Tensor]] = {"unit": _unit, "softmax": partial(torch.softmax, dim=-1)}
+
+
 class Lattice(Mixer):
     """Each head keeps ``slots`` vectors s_i, read by direction u_i = s_i / |s_i| and written at right angles::
 
@@ -23,8 +34,8 @@ class Lattice(Mixer):
         y    = sum_i q_i u_i                                      out = W_o (SiLU(W_g x) * rms_norm(y))
 
     Karami and Mirrokni 2025 (arXiv 2504.05646), from the abstract and public summaries: constants may differ.
-    q and k are softmaxes over the slots, v, q and k come from a short causal convolution, r = sigmoid, and log a =
-    -softplus are a number a head. The slots start from orthonormal ones, which are learned.
+    q, k and v come from a short causal convolution, q and k over the slots; r = sigmoid and log a = -softplus are a
+    number a head. The slots start from orthonormal ones, which are learned.
 
     x: (B,T,dim) -> (B,T,dim). State: the tail of the convolution and the slots (B,H,M,D) with D = dim / heads
     (:class:`MemoryState`), or a :class:`~transduce.ops.orthogonal_frozen.FrozenState` with ``chunk``.
@@ -38,6 +49,7 @@ class Lattice(Mixer):
             error grows with the chunk. 1 is exact.
         project: False leaves the projection (u_i . e) u_i out, for comparison.
         forget: False keeps a = 1. Slots then only grow, and turn less and less.
+        keys: "unit": q and k pass SiLU and then have norm 1; "softmax": they are shares of the slots.
     """
 
     def __init__(
@@ -50,6 +62,7 @@ class Lattice(Mixer):
         chunk: int | None = None,
         project: bool = True,
         forget: bool = True,
+        keys: str = "unit",
     ) -> None:
         super().__init__()
         if dim % heads:
@@ -57,7 +70,9 @@ class Lattice(Mixer):
         if chunk is not None and not project:
             raise ValueError("the chunks of Lattice need its projection; leave chunk out with project=False")
         self.heads, self.slots, self.width = heads, slots, dim // heads
-        self.chunk, self.project = chunk, project
+        if keys not in _KEYS:
+            raise ValueError(f'keys is one of {", ".join(map(repr, _KEYS))}, not {keys!r}')
+        self.chunk, self.project, self.keys = chunk, project, _KEYS[keys]
         size = heads * (2 * slots + self.width)
         self.input = nn.Linear(dim, size, bias=False)
         self.conv = CausalConv(size, kernel)
@@ -80,7 +95,7 @@ class Lattice(Mixer):
         tail, memory = (None, None) if state is None else state
         z, tail = self.conv(self.input(x), tail, mask=mask, resets=resets)
         keys, v = z.split((2 * self.heads * self.slots, self.heads * self.width), -1)
-        keys = torch.softmax(keys.unflatten(-1, (self.heads, 2, self.slots)), -1)
+        keys = self.keys(keys.unflatten(-1, (self.heads, 2, self.slots)))
         rate = torch.sigmoid(self.rate(x))
         decay = torch.zeros_like(rate) if self.decay is None else -F.softplus(self.decay(x))
         inputs = keys, v.unflatten(-1, (self.heads, self.width)), torch.stack((rate, decay), -1), self.fresh

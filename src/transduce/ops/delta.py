@@ -15,7 +15,7 @@ from .retention import _decays, _gates
 from .tracing import has_numba, why_traced
 
 _CHUNK = 64
-"""Steps of one triangular solve: 16 to 128 were measured on one and two threads, 64 was fastest or within a tenth."""
+"""Steps of one triangular solve, as many as retention takes at a time."""
 
 
 def _check(

@@ -24,7 +24,7 @@ from transduce.train.evaluate import evaluate
 from transduce.train.plots import curves
 
 STEPS, DECODED, PART = 777, 4096, 512
-DIM, LAYERS, TRAINED, SYMBOLS, RATE = 128, 3, 300, 4096, 2e-3
+DIM, LAYERS, TRAINED, SYMBOLS, RATE = 128, 3, 120, 4096, 3e-3
 
 
 def check(report: Check) -> None:

@@ -24,7 +24,7 @@ from transduce.train.streams import stream_accuracy, train_stream
 
 HEADS, KEYS, VALUES = 4, 32, 64
 LENGTHS = (64, 256, 1024, 4096, 16384)
-MEMORY_HEADS, LAGS, STEPS, CLASSES = (0, 2, 4), (16, 64, 256, 1024), 300, 16
+MEMORY_HEADS, LAGS, STEPS, CLASSES = (0, 2, 4), (16, 64, 256, 512), 300, 16
 
 
 def check(report: Check) -> None:
@@ -154,7 +154,7 @@ def _step_seconds(steppers: dict[tuple[str, int], Callable[[], object]], rounds:
 
 
 def _cost(report: Check) -> None:
-    dim, batch = (32, 1) if report.quick else (256, 4)
+    dim, batch = (32, 1) if report.quick else (256, 2)
     lengths = LENGTHS[:2] if report.quick else LENGTHS
     torch.manual_seed(0)
     mixers: dict[str, Mixer] = {"retention": Retention(dim, HEADS).eval(), "attention": Attention(dim, HEADS).eval()}

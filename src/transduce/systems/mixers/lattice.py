@@ -1,6 +1,6 @@
 """Lattice (Karami and Mirrokni 2025, arXiv 2504.05646): a compressed memory that is written at right angles.
 
-A head keeps M slots s_i. A token with read key q, write key k (softmaxes over the slots) and value v asks the slots'
+A head keeps M slots s_i. A token with read key q, write key k (M numbers of norm 1) and value v asks the slots'
 directions u_i = s_i / |s_i| for its value and moves each slot by one step down the squared error::
 
     e    = v - sum_i k_i u_i
