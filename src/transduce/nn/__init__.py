@@ -3,18 +3,22 @@
 from .aaren import Aaren
 from .attend import AdditiveAttend, Attend, DotAttend, GeneralAttend, LocationAttend, MultiHeadAttend
 from .attention import Attention
+from .axes import AlongAxes
 from .block_lrnn import BlockLRNN, OrthogonalBlocks, PNormBlocks, StochasticBlocks
 from .bytenet import MultiplicativeUnit, dilated_stack
 from .combine import Bidirectional, Parallel, Pointwise, Repeat, Residual, Serial
 from .convolution import CausalConv, DilatedConv
+from .delta import DeltaNet, GatedDeltaNet
 from .depth import DepthBlock, DepthLoop, Halting
 from .dropout import SequenceDropout
 from .embed import Embed, Head
 from .feedforward import FeedForward
+from .four_way import FourWay
 from .gated_linear_attention import HGRN2, GatedLinearAttention
 from .grid import AttentivePool, DenseGrid, GatedMax, GridConv, MaxOver, MeanOver
 from .griffin import RGLRU, BlockDiagonal, GriffinRecurrent
 from .hgrn import HGRU, LowerBounds
+from .lattice import Lattice
 from .linear_rnn import MinGRU, MinLSTM, min_rnn
 from .lmu import LMU, lmuformer_block, patch_embedding, spiking_lmuformer_block
 from .mlstm import MLSTM
@@ -25,6 +29,7 @@ from .pyramid import GatedPyramid
 from .recurrent import GRU, LSTM, Elman, ElmanCell, GRUCell, LSTMCell, Recurrence, from_torch
 from .retention import Retention
 from .rwkv import RWKV4, RWKV4ChannelMix, rwkv4_layers
+from .rwkv7 import RWKV7
 from .selective import Mamba, Mamba2
 from .slstm import SLSTM, SLSTMCell
 from .spiking import LIF, BatchNorm
@@ -34,6 +39,7 @@ from .token_shift import TokenShift
 __all__ = [
     "Aaren",
     "AdditiveAttend",
+    "AlongAxes",
     "Attend",
     "Attention",
     "AttentivePool",
@@ -43,6 +49,7 @@ __all__ = [
     "BlockLRNN",
     "CausalConv",
     "ConvGated",
+    "DeltaNet",
     "DenseGrid",
     "DepthBlock",
     "DepthLoop",
@@ -55,6 +62,7 @@ __all__ = [
     "FourWay",
     "GRU",
     "GRUCell",
+    "GatedDeltaNet",
     "GatedLinearAttention",
     "GatedMax",
     "GatedPyramid",
@@ -71,6 +79,7 @@ __all__ = [
     "LSSL",
     "LSTM",
     "LSTMCell",
+    "Lattice",
     "LayerNorm",
     "LocationAttend",
     "LowerBounds",
@@ -98,6 +107,7 @@ __all__ = [
     "RMSNorm",
     "RWKV4",
     "RWKV4ChannelMix",
+    "RWKV7",
     "Recurrence",
     "Repeat",
     "Residual",

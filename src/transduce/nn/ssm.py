@@ -259,9 +259,10 @@ class LSSL(Mixer):
         return [self.log_step, self.input, self.matrix]
 
     def system(self) -> tuple[Tensor, Tensor]:
-        """The discrete A (H,N,N) and B (H,N). Without a gradient the last ones are kept as long as every number they were
-        made of is the same."""
-        keeps = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        """The discrete A (H,N,N) and B (H,N). Where no gradient is wanted the last ones are kept as long as every number
+        they were made of is the same."""
+        learned = self.trained and torch.is_grad_enabled()
+        keeps = not (learned or torch.compiler.is_compiling())
         if keeps and self._kept is not None:
             same = zip(self._sources(), self._kept[0], strict=True)
             if all(now.dtype == then.dtype and now.device == then.device and torch.equal(now, then) for now, then in same):

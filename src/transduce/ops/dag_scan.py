@@ -11,7 +11,7 @@ from torch import Tensor
 from .dispatch import Case, op
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dag:
     """A directed acyclic graph, made by :meth:`of`.
 
@@ -51,7 +51,7 @@ class Dag:
         place = {e: i for i, e in enumerate(order)}
         turns = [(place[a], place[b]) for b in order for a in entering[edges[b][0]]]
         as_tensor = lambda rows: torch.tensor(rows, dtype=torch.long).view(-1, 2)
-        return cls(num_nodes, as_tensor([edges[e] for e in order]), as_tensor(turns), torch.tensor(order))
+        return cls(num_nodes, as_tensor([edges[e] for e in order]), as_tensor(turns), torch.tensor(order, dtype=torch.long))
 
     def reversed(self) -> Dag:
         """The same graph with every edge the other way round."""

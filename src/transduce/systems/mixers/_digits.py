@@ -19,9 +19,9 @@ class Sequences(NamedTuple):
     labels: Tensor
 
 
-def digits(side: int, *, by_rows: bool = False) -> dict[str, Sequences]:
-    """The small digits scaled to ``side`` x ``side``, pixel by pixel from the top left, T = side * side steps of one number
-    (``by_rows``: T = side steps of ``side`` numbers): "train" (1,400, the validation part included) and "test" (397)."""
+def digits(side: int, *, by_columns: bool = False) -> dict[str, Sequences]:
+    """The small digits scaled to ``side`` x ``side``, pixel by pixel from the top left, row after row or column after
+    column, T = side * side steps of one number: "train" (1,400, the validation part included) and "test" (397)."""
     parts = load_images()
     rows = {"train": ("train", "valid"), "test": ("test",)}
     found: dict[str, Sequences] = {}
@@ -29,7 +29,9 @@ def digits(side: int, *, by_rows: bool = False) -> dict[str, Sequences]:
         pixels = torch.from_numpy(np.concatenate([parts[k].pixels for k in kept])).float()[:, None]
         if side != pixels.shape[-1]:
             pixels = F.interpolate(pixels, size=(side, side), mode="bilinear", align_corners=False)
+        if by_columns:
+            pixels = pixels.mT
         labels = torch.from_numpy(np.concatenate([parts[k].digits for k in kept])).long()
-        found[name] = Sequences(pixels[:, 0] if by_rows else pixels.flatten(1)[..., None], labels)
+        found[name] = Sequences(pixels.flatten(1)[..., None], labels)
     mean, deviation = found["train"].inputs.mean(), found["train"].inputs.std()
     return {name: Sequences((s.inputs - mean) / deviation, s.labels) for name, s in found.items()}

@@ -20,7 +20,7 @@ from transduce.train.check import Check, train_steps
 from transduce.train.plots import curves
 
 TRAIN_BYTES, SHORT, LONG, DIM, HEADS, WINDOW = 1_000_000, 128, 1024, 96, 4, 64
-UPDATES, BATCH, RATE, WINDOWS, SYMBOLS = 700, 32, 3e-3, 96, 260
+UPDATES, BATCH, RATE, WINDOWS, SYMBOLS = 400, 32, 3e-3, 96, 260
 """WINDOWS texts of LONG bytes are scored; ids of bytes begin at 4."""
 
 
