@@ -94,7 +94,7 @@ def page(record: Mapping[str, Any]) -> str:
     lines = [
         "# Streams that never end",
         "",
-        f"Every causal mixer of the catalogue, one stream, by `python -m benchmarks.long_streams`. Left: the median time of a step and the",
+        "Every causal mixer of the catalogue, one stream, by `python -m benchmarks.long_streams`. Left: the median time of a step and the",
         f"bytes of the state at positions {NEAR} and {FAR:,}, width 64, one thread. Right: how far outputs in float32 are from float64 with the",
         "same weights after so many steps of random inputs, width 16, relative to the spread of the outputs.",
         "",

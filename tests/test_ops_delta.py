@@ -8,7 +8,7 @@ import torch
 from transduce.ops.delta import delta_rule
 from transduce.testing.ops import check_op
 
-BACKENDS = ("chunked", "reference")
+BACKENDS = ("numba", "chunked", "reference")
 
 
 def inputs(steps=150, batch=2, heads=2, width=4, dtype=torch.float64):

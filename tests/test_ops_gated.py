@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from transduce.ops.dispatch import use_backend
-from transduce.ops.gated import STEEPEST, hgru, min_gru, min_lstm, rg_lru
+from transduce.ops.gated import hgru, min_gru, min_lstm, rg_lru
 from transduce.testing.ops import check_op
 
 OPS = {op.name: op for op in (min_gru, min_lstm, hgru, rg_lru)}

@@ -66,6 +66,17 @@ class TestEveryBackend:
         _, state = orthogonal_update.run(backend, *poison, fresh, s0, mask=nothing, resets=~nothing)
         assert torch.equal(state, s0)
 
+    def test_a_slot_that_faded_away_comes_back_with_the_next_write(self, backend):
+        keys, v, gates, fresh = inputs(2, dtype=torch.float32)
+        keys[:, 0, :, 1] = 0.0  # nothing is written and all is forgotten, ...
+        gates[:, 0, :, 1] = -torch.inf
+        x = [a.requires_grad_() for a in (keys, v, gates, fresh)]
+        y, state = orthogonal_update.run(backend, *x)
+        grads = torch.autograd.grad(y.sum() + F.normalize(state, dim=-1).sum(), x)
+        assert all(torch.isfinite(a).all() for a in (state, *grads)) and not y[:, 0].any()
+        towards = F.normalize(v[:, 1, :, None].expand_as(state), dim=-1)  # ... so every slot turns to the news
+        torch.testing.assert_close(F.normalize(state, dim=-1), towards)
+
     def test_half_precision_keeps_float32_slots(self, backend):
         x = [a.bfloat16() for a in inputs()]
         y, state = orthogonal_update.run(backend, *x)

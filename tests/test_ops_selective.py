@@ -16,7 +16,7 @@ def inputs(batch, steps, width, states, *, dtype=torch.float64, seed=0):
     normal = lambda *shape: torch.randn(*shape, dtype=dtype, generator=g)
     dt, a = 0.3 * normal(batch, steps, width).abs(), -normal(width, states).exp()
     b, c = normal(batch, steps, states), normal(batch, steps, states)
-    return normal(batch, steps, width), dt, a, b, c, normal(width), normal(batch, width, states)
+    return normal(batch, steps, width), dt, a, b, c, normal(batch, width, states)
 
 
 def test_every_backend_obeys_the_law_of_ops():
@@ -24,15 +24,15 @@ def test_every_backend_obeys_the_law_of_ops():
 
 
 def test_the_matrix_is_what_the_scan_does():
-    x, dt, a, b, c, skip, _ = inputs(2, 19, 3, 4)
+    x, dt, a, b, c, _ = inputs(2, 19, 3, 4)
     g = torch.Generator().manual_seed(1)
     mask, resets = (torch.rand(2, 19, generator=g) < 0.7 for _ in range(2))
     for flags in ({}, {"mask": mask, "resets": resets}):
-        matrix = selective_scan.matrix(dt, a, b, c, skip, **flags)
+        matrix = selective_scan.matrix(dt, a, b, c, **flags)
         seen = x if not flags else torch.where(mask[..., None], x, 0)
         y = torch.einsum("bdts,bsd->btd", matrix, seen)
         valid = torch.ones(2, 19, dtype=torch.bool) if not flags else mask
-        want = selective_scan(x, dt, a, b, c, skip, **flags)[0]
+        want = selective_scan(x, dt, a, b, c, **flags)[0]
         torch.testing.assert_close(y[valid], want[valid])
 
 
@@ -48,35 +48,35 @@ def test_the_gradient_needs_no_states_of_all_steps(monkeypatch):
 
 def test_a_reset_cuts_off_even_nan():
     tensors = list(inputs(1, 40, 17, 3, dtype=torch.float32))
-    tensors[6] = torch.full_like(tensors[6], float("nan"))
+    tensors[5] = torch.full_like(tensors[5], float("nan"))
     resets = torch.zeros(1, 40, dtype=torch.bool)
     resets[0, 0] = True
     tensors = [t.requires_grad_() for t in tensors]
     y, h = selective_scan(*tensors, resets=resets)
     found = torch.autograd.grad(y.sum() + h.sum(), tensors)
     assert torch.isfinite(y).all() and all(torch.isfinite(g).all() for g in found)
-    assert not found[6].any()
+    assert not found[5].any()
 
 
 def test_a_step_width_of_zero_leaves_the_state_bit_for_bit():
-    x, _, a, b, c, skip, h0 = inputs(2, 9, 21, 5, dtype=torch.float32)
-    _, h = selective_scan(x, torch.zeros_like(x), a, b, c, skip, h0)
+    x, _, a, b, c, h0 = inputs(2, 9, 21, 5, dtype=torch.float32)
+    _, h = selective_scan(x, torch.zeros_like(x), a, b, c, h0)
     assert torch.equal(h, h0)
 
 
 def test_half_precision_is_computed_in_float32():
     tensors = inputs(2, 20, 17, 3, dtype=torch.float32)
-    low = [t.bfloat16() for t in tensors[:6]]
-    y, h = selective_scan(*low, tensors[6])
-    want, want_h = selective_scan(*(t.float() for t in low), tensors[6])
+    low = [t.bfloat16() for t in tensors[:5]]
+    y, h = selective_scan(*low, tensors[5])
+    want, want_h = selective_scan(*(t.float() for t in low), tensors[5])
     assert y.dtype == torch.bfloat16 and h.dtype == torch.float32
     torch.testing.assert_close(h, want_h)
     torch.testing.assert_close(y, want.bfloat16())
 
 
 def test_empty_sequences_and_compiled_graphs_are_served():
-    x, dt, a, b, c, skip, h0 = inputs(2, 0, 4, 3)
-    y, h = selective_scan(x, dt, a, b, c, skip, h0)
+    x, dt, a, b, c, h0 = inputs(2, 0, 4, 3)
+    y, h = selective_scan(x, dt, a, b, c, h0)
     assert y.shape == (2, 0, 4) and torch.equal(h, h0)
     full = inputs(2, 70, 4, 3)
     run = torch.compile(lambda *t: selective_scan(*t), fullgraph=True, backend="eager")
@@ -90,8 +90,7 @@ def test_empty_sequences_and_compiled_graphs_are_served():
     [
         (lambda t: t.__setitem__(1, t[1][:, :3]), r"x and dt \(B,T,D\)"),
         (lambda t: t.__setitem__(3, t[3][..., :2]), r"b of shape \(2, 5, 3\), got \(2, 5, 2\)"),
-        (lambda t: t.__setitem__(5, t[5][:2]), r"skip of shape \(4,\)"),
-        (lambda t: t.__setitem__(6, t[6][:1]), r"h0 of shape \(2, 4, 3\)"),
+        (lambda t: t.__setitem__(5, t[5][:1]), r"h0 of shape \(2, 4, 3\)"),
     ],
 )
 def test_a_shape_that_does_not_fit_is_named(change, message):

@@ -9,6 +9,7 @@ from .memory import FreeAnswers, MemoryNetwork, RecentDecoder, TiedAnswers
 from .mixer_decoder import DecoderLayer, MixerDecoder
 from .mixer_lm import mixer_language_model
 from .multi_source import MultiSourceEncoder, MultiSourceLayer
+from .perspectives import PerspectiveDecoder, perspectives
 from .pictures import PatchLabeller, Raster
 from .pointer import PointerAttend, PointerDecoder, PointerNet
 from .recurrent_decoder import RecurrentDecoder
@@ -30,6 +31,7 @@ __all__ = [
     "MultiSourceEncoder",
     "MultiSourceLayer",
     "PatchLabeller",
+    "PerspectiveDecoder",
     "PointerAttend",
     "PointerDecoder",
     "PointerNet",
@@ -45,4 +47,5 @@ __all__ = [
     "UnfoldingEncoder",
     "VectorEncoder",
     "mixer_language_model",
+    "perspectives",
 ]

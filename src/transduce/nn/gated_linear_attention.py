@@ -54,9 +54,7 @@ class GatedLinearAttention(Mixer):
         self.output = nn.Linear(dim, dim, bias=False)
 
     def init_state(self, batch: int, *, capacity: int | None = None) -> State:
-        return new_memory(
-            self.norm, batch, self.heads, self.keys // self.heads, self.dim // self.heads
-        )
+        return new_memory(self.norm, batch, self.heads, self.keys // self.heads, self.dim // self.heads)
 
     def forward(
         self, x: Tensor, state: State = None, *, mask: Tensor | None = None, resets: Tensor | None = None

@@ -33,16 +33,14 @@ class BlockDiagonal(nn.Module):
         super().__init__()
         if blocks < 1 or dim % blocks:
             raise ValueError(f"a width of {dim} does not divide into {blocks} blocks")
-        width = dim // blocks
-        self.weight = nn.Parameter(torch.randn(outputs, blocks, width, width) / math.sqrt(width))
-        self.bias = nn.Parameter(torch.zeros(outputs * dim))
+        self.blocks, self.outputs, self.width = blocks, outputs, dim // blocks
+        self.weight = nn.Parameter(torch.randn(blocks, self.width, outputs * self.width) / math.sqrt(self.width))
+        self.bias = nn.Parameter(torch.zeros(blocks, outputs * self.width))
 
     def forward(self, x: Tensor) -> Tensor:
-        outputs, blocks, width, _ = self.weight.shape
-        parts = x.reshape(-1, blocks, width).transpose(0, 1)  # (blocks, rows, width)
-        products = [torch.bmm(parts, weight.mT) for weight in self.weight]
-        y = torch.stack(products, 0).permute(2, 0, 1, 3).reshape(*x.shape[:-1], outputs * blocks * width)
-        return y + self.bias
+        parts = x.reshape(-1, self.blocks, self.width).transpose(0, 1)  # (blocks, rows, width)
+        y = torch.baddbmm(self.bias[:, None], parts, self.weight)
+        return y.unflatten(2, (self.outputs, self.width)).permute(1, 2, 0, 3).reshape(*x.shape[:-1], -1)
 
 
 class RGLRUState(NamedTuple):

@@ -72,34 +72,40 @@ class MLSTM(Mixer):
         x, resets = zero_masked(x, mask), valid_resets(resets, mask)
         parts = self.input(x).split((self.keys, self.keys, self.dim, self.dim), -1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in parts[:3])
+        i, f = self._gates(x, mask)
         before = self.init_state(len(x)) if state is None else state
-        fade, put, m = self._gates(x, before.stabiliser, mask, resets)
-        k = k * put[..., None].to(k.dtype)
-        y, memory = retention(q * q.shape[-1] ** -0.5, k, v, fade, before.memory, resets=resets)
-        a = fade.exp()[..., None].expand(*k.shape).flatten(2)
-        n = linear_scan(a, k.flatten(2), before.normaliser.flatten(1), resets=resets).view(k.shape)
-        size = (n * q).sum(-1).abs() * q.shape[-1] ** -0.5
-        h = y / torch.maximum(size, torch.exp(-m))[..., None]
+        h, after = matrix_memory(q, k, v, i, f, before, resets)
         h = F.layer_norm(h, (h.shape[-1],), eps=1e-6).flatten(2).to(x.dtype) * self.norm
-        out = self.output(torch.sigmoid(parts[3]) * h)
-        return out, None if state is None else MLSTMState(memory, n[:, -1].clone(), m[:, -1].clone())
+        return self.output(torch.sigmoid(parts[3]) * h), None if state is None else after
 
-    def _gates(
-        self, x: Tensor, m0: Tensor, mask: Tensor | None, resets: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Log decay f_t + m_(t-1) - m_t and input weight exp(i_t - m_t) of the stabilised memory, and m: (B,T,H)."""
-        z = self.gates(x).to(m0.dtype)
+    def _gates(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """i and log f (B,T,H) in the precision of the state; masked steps write nothing and forget nothing."""
+        z = self.gates(x).to(torch.float64 if x.dtype == torch.float64 else torch.float32)
         if self.cap is not None:
             z = self.cap * torch.tanh(z / self.cap)
         i, f = z.chunk(2, -1)
         f = zero_masked(F.logsigmoid(f), mask)
-        if mask is not None:
-            i = torch.where(mask[..., None], i, -torch.inf)
-        m = stabiliser(i, f, m0, resets)
-        last = torch.cat((m0[:, None], m[:, :-1]), 1)
-        if resets is not None:
-            last = torch.where(resets[..., None], 0, last)
-        return f + last - m, torch.exp(i - m), m
+        return i if mask is None else torch.where(mask[..., None], i, -torch.inf), f
+
+
+def matrix_memory(
+    q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, state: MLSTMState, resets: Tensor | None = None
+) -> tuple[Tensor, MLSTMState]:
+    """h (B,T,H,V) of :class:`MLSTM` and the state behind the last step, from q, k (B,T,H,K), v (B,T,H,V) and the logarithms
+    of the gates i and f (B,T,H), f at most 0."""
+    m0, width = state.stabiliser, q.shape[-1]
+    m = stabiliser(i, f, m0, resets)
+    last = torch.cat((m0[:, None], m[:, :-1]), 1)
+    if resets is not None:
+        last = torch.where(resets[..., None], 0, last)
+    fade, put = f + last - m, torch.exp(i - m)
+    k = k * put[..., None].to(k.dtype)
+    y, memory = retention(q * width**-0.5, k, v, fade, state.memory, resets=resets)
+    a = fade.exp()[..., None].expand(k.shape).flatten(2)
+    n = linear_scan(a, k.flatten(2), state.normaliser.flatten(1), resets=resets).view(k.shape)
+    size = (n * q).sum(-1).abs() * width**-0.5
+    h = y / torch.maximum(size, torch.exp(-m))[..., None]
+    return h, MLSTMState(memory, n[:, -1].clone(), m[:, -1].clone())
 
 
 @torch.no_grad()

@@ -16,6 +16,8 @@ from transduce.ops.diagonal_scan import diagonal_scan
 from transduce.ops.hippo import discretize, legs
 from transduce.ops.lti import lti
 
+from .combine import Pointwise, Serial
+
 
 class LRU(Mixer):
     """The linear recurrent unit (Orvieto et al. 2023, arXiv 2303.06349, section 3)::
@@ -79,6 +81,24 @@ class LRU(Mixer):
 
     def extra_repr(self) -> str:
         return f"{self.dim}, modes={self.modes}"
+
+
+def lru_block(
+    dim: int,
+    state: int | None = None,
+    *,
+    ring: tuple[float, float] = (0.9, 0.999),
+    max_phase: float = 2 * math.pi,
+    normalise: bool = True,
+    dropout: float = 0.0,
+) -> Mixer:
+    """LRU, GELU, dropout, then a gated linear unit W_1 x * sigmoid(W_2 x): the branch of Orvieto et al. 2023 (section 2).
+
+    Put it behind a norm and around it a residual (:func:`transduce.nn.stack.mixer_stack`).
+    """
+    unit = LRU(dim, state, ring=ring, max_phase=max_phase, normalise=normalise)
+    gate = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, 2 * dim), nn.GLU(-1))
+    return Serial(unit, Pointwise(gate))
 
 
 def _wide(like: Tensor) -> torch.dtype:
@@ -239,9 +259,10 @@ class LSSL(Mixer):
         return [self.log_step, self.input, self.matrix]
 
     def system(self) -> tuple[Tensor, Tensor]:
-        """The discrete A (H,N,N) and B (H,N). Without a gradient the last ones are kept as long as every number they were
-        made of is the same."""
-        keeps = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        """The discrete A (H,N,N) and B (H,N). Where no gradient is wanted the last ones are kept as long as every number
+        they were made of is the same."""
+        learned = self.trained and torch.is_grad_enabled()
+        keeps = not (learned or torch.compiler.is_compiling())
         if keeps and self._kept is not None:
             same = zip(self._sources(), self._kept[0], strict=True)
             if all(now.dtype == then.dtype and now.device == then.device and torch.equal(now, then) for now, then in same):

@@ -10,41 +10,21 @@ from torch import Tensor
 
 from ..core.seq import zero_masked
 from .dispatch import Case, op
-from .retention import _chunks, _decays, _gates
+from .matrix_state import check_flags, check_inputs, chunks, initial, work_dtype
+from .retention import _decays, _gates
+from .tracing import has_numba, why_traced
 
 _CHUNK = 64
-"""Steps of one triangular solve: 16 to 128 were measured on one and two threads, 64 was fastest or within a tenth."""
+"""Steps of one triangular solve, as many as retention takes at a time."""
 
 
 def _check(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, s0: Tensor | None
 ) -> None:
-    if q.dim() != 4 or q.shape != k.shape or v.dim() != 4 or v.shape[:3] != q.shape[:3]:
-        raise ValueError(
-            "delta_rule needs q and k (B,T,H,K) and v (B,T,H,V), "
-            f"got {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
-        )
+    check_inputs("delta_rule", q, k, v, s0)
     for label, x in (("beta", beta), ("log_decay", log_decay)):
         if x is not None and x.shape != q.shape[:3]:
             raise ValueError(f"delta_rule needs {label} (B,T,H), got {tuple(x.shape)} for q {tuple(q.shape)}")
-    state = (q.shape[0], q.shape[2], q.shape[3], v.shape[3])
-    if s0 is not None and s0.shape != state:
-        raise ValueError(f"delta_rule needs s0 of shape {state}, got {tuple(s0.shape)}")
-
-
-def check_flags(name: str, like: Tensor, mask: Tensor | None, resets: Tensor | None) -> None:
-    """ValueError unless mask and resets are bool (B,T) of ``like`` (B,T,...)."""
-    for label, flags in (("mask", mask), ("resets", resets)):
-        if flags is not None and (flags.shape != like.shape[:2] or flags.dtype != torch.bool):
-            raise ValueError(
-                f"{name} needs a bool {label} of shape {tuple(like.shape[:2])}, "
-                f"got {flags.dtype} {tuple(flags.shape)}"
-            )
-
-
-def work_dtype(*tensors: Tensor | None) -> torch.dtype:
-    """float64 when any input is, else float32: what memories are kept in."""
-    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 @op
@@ -80,8 +60,9 @@ def delta_rule(
         y (B,T,H,V) in the dtype of ``v`` and the state behind the last step (B,H,K,V), which is float32, or
         float64 where an input is float64.
 
-    Backends, in order: ``chunked`` (any device: in chunks of 64 steps all corrections are one triangular
-    solve and the rest products of matrices), ``reference`` (used below 4 steps, where it is cheaper).
+    Backends, in order: ``numba`` (CPU: the kernel of :mod:`transduce.ops.delta_general`; can be differentiated
+    once only), ``chunked`` (any device: in chunks of 64 steps all corrections are one triangular solve and the
+    rest products of matrices), ``reference`` (used below 4 steps, where it is cheaper).
     ``delta_rule.matrix`` gives the implied token-to-token matrix.
 
     Raises ValueError for shapes that do not fit. Source: I. Schlag et al., Linear Transformers Are Secretly
@@ -113,13 +94,41 @@ def _prepare(
     """Output dtype, working dtype, (q, k, v, beta) clean of masked steps, log decay, initial state."""
     _check(q, k, v, beta, log_decay, s0)
     check_flags("delta_rule", q, *flags)
-    work = work_dtype(q, k, v, beta, log_decay)
-    if s0 is None:
-        state = q.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3], dtype=work)
-    else:
-        state = s0.to(work)
+    work = work_dtype(q, k, v, beta, *(x for x in (log_decay, s0) if x is not None))
+    state = initial(q, v, s0, work)
     decay = q.new_zeros(q.shape[2], dtype=work) if log_decay is None else log_decay
     return v.dtype, work, [zero_masked(x, flags[0]).to(work) for x in (q, k, v, beta)], decay, state
+
+
+def _why_not_numba(*tensors: Tensor | None, **flags: Tensor | None) -> str | None:
+    for t in (*tensors, *flags.values()):
+        if t is not None and t.device.type != "cpu":
+            return f"a tensor is on {t.device}, the kernel runs on the CPU"
+    return why_traced(*tensors, *flags.values()) or (None if has_numba() else "numba is not installed")
+
+
+@delta_rule.backend("numba", when=_why_not_numba)
+def _delta_numba(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None = None,
+    s0: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    from .delta_general import generalised_delta_rule  # it stands on this module
+
+    dtype, _, (q, k, v, beta), decay, state = _prepare(q, k, v, beta, log_decay, s0, (mask, resets))
+    decay = zero_masked(decay, mask).to(q.dtype) if decay.dim() == 3 else decay.expand_as(beta)
+    written = beta[..., None] * k
+    removal = torch.stack((k, torch.exp(decay)[..., None] * written), 3)
+    y, state = generalised_delta_rule.run(
+        "numba", q, written, v, decay[..., None].expand_as(q), removal, state, mask=mask, resets=resets
+    )
+    return y.to(dtype), state
 
 
 def _why_not_chunked(q: Tensor, *args: Tensor | None, **flags: Tensor | None) -> str | None:
@@ -147,7 +156,7 @@ def _delta_chunked(
             flags = [None if x is None else x[:, part] for x in (mask, resets)]
             g = decay if decay.dim() == 1 else decay[:, part]
             decays = _decays(g, *flags, (batch, part.stop - part.start), size, work)
-            y, state = _run_chunks(*(_chunks(x[:, part], size) for x in inputs), decays, state)
+            y, state = _run_chunks(*(chunks(x[:, part], size) for x in inputs), decays, state)
             outputs.append(y)
     return torch.cat(outputs, 1).to(dtype), state
 
@@ -208,7 +217,7 @@ def delta_matrix(
     _, work, (q, k, _, beta), decay, _ = _prepare(q, k, k, beta, log_decay, None, (mask, resets))
     batch, steps = q.shape[:2]
     within, *_ = _decays(decay, mask, resets, (batch, steps), steps, work)
-    q, k, beta = (_chunks(x, steps) for x in (q, k, beta))
+    q, k, beta = (chunks(x, steps) for x in (q, k, beta))
     return (((q @ k.mT) * within) @ _corrections(k, beta, within, torch.diag_embed(beta))).squeeze(2)
 
 

@@ -21,17 +21,17 @@ _STRIP_BYTES = 1024
 _WORK = 8
 """An element costs about eight times that of a stream."""
 
-# A row function forward: (x, pre, vectors, before, now, (lo, hi, width), fresh). ``vectors`` are the rows of
+# A row function forward: ((x, pre, vectors), before, now, (lo, hi, width), fresh). ``vectors`` are the rows of
 # parameters, ``before`` and ``now`` the state, lo..hi the channels of this strip, ``fresh`` whether a history begins.
-# Backward: (grad, x, pre, vectors, before, carry, dx, dpre, sums, (lo, hi, width), fresh); ``carry`` comes in as the
+# Backward: (grad, (x, pre, vectors), before, carry, (dx, dpre, sums), span, fresh); ``carry`` comes in as the
 # gradient from later steps and leaves as that for earlier ones, ``sums`` collects the gradients of the vectors.
 
 # ---------------------------------------------------------------- minGRU
 
 
 @row_function
-def _min_gru(x, pre, vectors, before, now, span, fresh):  # noqa: ANN001, ANN202
-    lo, hi, width = span
+def _min_gru(inputs, before, now, span, fresh):  # noqa: ANN001, ANN202
+    (x, pre, vectors), (lo, hi, width) = inputs, span
     gate, value = pre[lo:hi], pre[width + lo : width + hi]
     old, new = before[lo:hi], now[lo:hi]
     for j in range(hi - lo):
@@ -39,8 +39,8 @@ def _min_gru(x, pre, vectors, before, now, span, fresh):  # noqa: ANN001, ANN202
 
 
 @row_function
-def _min_gru_back(grad, x, pre, vectors, before, carry, dx, dpre, sums, span, fresh):  # noqa: ANN001, ANN202
-    lo, hi, width = span
+def _min_gru_back(grad, inputs, before, carry, gradients, span, fresh):  # noqa: ANN001, ANN202
+    (x, pre, vectors), (dx, dpre, sums), (lo, hi, width) = inputs, gradients, span
     gate, value, old = pre[lo:hi], pre[width + lo : width + hi], before[lo:hi]
     g, c = grad[lo:hi], carry[lo:hi]
     d_gate, d_value = dpre[lo:hi], dpre[width + lo : width + hi]
@@ -64,8 +64,8 @@ def _keep_share(forget, write):  # noqa: ANN001, ANN202
 
 
 @row_function
-def _min_lstm(x, pre, vectors, before, now, span, fresh):  # noqa: ANN001, ANN202
-    lo, hi, width = span
+def _min_lstm(inputs, before, now, span, fresh):  # noqa: ANN001, ANN202
+    (x, pre, vectors), (lo, hi, width) = inputs, span
     forget, write = pre[lo:hi], pre[width + lo : width + hi]
     value, old, new = pre[2 * width + lo : 2 * width + hi], before[lo:hi], now[lo:hi]
     for j in range(hi - lo):
@@ -73,8 +73,8 @@ def _min_lstm(x, pre, vectors, before, now, span, fresh):  # noqa: ANN001, ANN20
 
 
 @row_function
-def _min_lstm_back(grad, x, pre, vectors, before, carry, dx, dpre, sums, span, fresh):  # noqa: ANN001, ANN202
-    lo, hi, width = span
+def _min_lstm_back(grad, inputs, before, carry, gradients, span, fresh):  # noqa: ANN001, ANN202
+    (x, pre, vectors), (dx, dpre, sums), (lo, hi, width) = inputs, gradients, span
     forget, write = pre[lo:hi], pre[width + lo : width + hi]
     value, old = pre[2 * width + lo : 2 * width + hi], before[lo:hi]
     g, c = grad[lo:hi], carry[lo:hi]
@@ -93,8 +93,8 @@ def _min_lstm_back(grad, x, pre, vectors, before, carry, dx, dpre, sums, span, f
 
 
 @row_function
-def _hgru(x, pre, vectors, before, now, span, fresh):  # noqa: ANN001, ANN202
-    lo, hi, width = span
+def _hgru(inputs, before, now, span, fresh):  # noqa: ANN001, ANN202
+    (x, pre, vectors), (lo, hi, width) = inputs, span
     forget, value = pre[lo:hi], pre[width + lo : width + hi]
     room, old, new = vectors[0, lo:hi], before[lo:hi], now[lo:hi]
     for j in range(hi - lo):
@@ -104,8 +104,8 @@ def _hgru(x, pre, vectors, before, now, span, fresh):  # noqa: ANN001, ANN202
 
 
 @row_function
-def _hgru_back(grad, x, pre, vectors, before, carry, dx, dpre, sums, span, fresh):  # noqa: ANN001, ANN202
-    lo, hi, width = span
+def _hgru_back(grad, inputs, before, carry, gradients, span, fresh):  # noqa: ANN001, ANN202
+    (x, pre, vectors), (dx, dpre, sums), (lo, hi, width) = inputs, gradients, span
     forget, value = pre[lo:hi], pre[width + lo : width + hi]
     room, old = vectors[0, lo:hi], before[lo:hi]
     g, c = grad[lo:hi], carry[lo:hi]
@@ -121,8 +121,8 @@ def _hgru_back(grad, x, pre, vectors, before, carry, dx, dpre, sums, span, fresh
 
 
 @row_function
-def _complex_hgru(x, pre, vectors, before, now, span, fresh):  # noqa: ANN001, ANN202
-    lo, hi, width = span
+def _complex_hgru(inputs, before, now, span, fresh):  # noqa: ANN001, ANN202
+    (x, pre, vectors), (lo, hi, width) = inputs, span
     forget, re, im = pre[lo:hi], pre[width + lo : width + hi], pre[2 * width + lo : 2 * width + hi]
     room, cos, sin = vectors[0, lo:hi], vectors[1, lo:hi], vectors[2, lo:hi]
     old_re, old_im = before[lo:hi], before[width + lo : width + hi]
@@ -136,8 +136,8 @@ def _complex_hgru(x, pre, vectors, before, now, span, fresh):  # noqa: ANN001, A
 
 
 @row_function
-def _complex_hgru_back(grad, x, pre, vectors, before, carry, dx, dpre, sums, span, fresh):  # noqa: ANN001, ANN202
-    lo, hi, width = span
+def _complex_hgru_back(grad, inputs, before, carry, gradients, span, fresh):  # noqa: ANN001, ANN202
+    (x, pre, vectors), (dx, dpre, sums), (lo, hi, width) = inputs, gradients, span
     forget, re, im = pre[lo:hi], pre[width + lo : width + hi], pre[2 * width + lo : 2 * width + hi]
     room, cos, sin = vectors[0, lo:hi], vectors[1, lo:hi], vectors[2, lo:hi]
     old_re, old_im = before[lo:hi], before[width + lo : width + hi]
@@ -168,20 +168,20 @@ def _complex_hgru_back(grad, x, pre, vectors, before, carry, dx, dpre, sums, spa
 
 
 @row_function
-def _rg_lru(x, pre, vectors, before, now, span, fresh):  # noqa: ANN001, ANN202
-    lo, hi, width = span
-    r, i, inputs = pre[lo:hi], pre[width + lo : width + hi], x[lo:hi]
+def _rg_lru(inputs, before, now, span, fresh):  # noqa: ANN001, ANN202
+    (x, pre, vectors), (lo, hi, width) = inputs, span
+    r, i, values = pre[lo:hi], pre[width + lo : width + hi], x[lo:hi]
     decay, old, new = vectors[0, lo:hi], before[lo:hi], now[lo:hi]
     for j in range(hi - lo):
         log_a = sigmoid(r[j]) * decay[j]
         scale = F(1.0) if fresh else math.sqrt(one_minus_exp(F(2.0) * log_a))
-        new[j] = exp(log_a) * old[j] + scale * sigmoid(i[j]) * inputs[j]
+        new[j] = exp(log_a) * old[j] + scale * sigmoid(i[j]) * values[j]
 
 
 @row_function
-def _rg_lru_back(grad, x, pre, vectors, before, carry, dx, dpre, sums, span, fresh):  # noqa: ANN001, ANN202
-    lo, hi, width = span
-    r, i, inputs = pre[lo:hi], pre[width + lo : width + hi], x[lo:hi]
+def _rg_lru_back(grad, inputs, before, carry, gradients, span, fresh):  # noqa: ANN001, ANN202
+    (x, pre, vectors), (dx, dpre, sums), (lo, hi, width) = inputs, gradients, span
+    r, i, values = pre[lo:hi], pre[width + lo : width + hi], x[lo:hi]
     decay, old = vectors[0, lo:hi], before[lo:hi]
     g, c = grad[lo:hi], carry[lo:hi]
     d_r, d_i, d_x, d_decay = dpre[lo:hi], dpre[width + lo : width + hi], dx[lo:hi], sums[0, lo:hi]
@@ -193,12 +193,12 @@ def _rg_lru_back(grad, x, pre, vectors, before, carry, dx, dpre, sums, span, fre
         slope = -F(2.0) * a * a / math.sqrt(max(F(4.0) * square, F(1e-6)))
         scale = F(1.0) if fresh else math.sqrt(square)
         slope = F(0.0) if fresh else slope
-        gated = open_i * inputs[j]
+        gated = open_i * values[j]
         d_log = total * (old[j] * a + slope * gated)
         d_gated = total * scale
         d_decay[j] += d_log * open_r
         d_r[j] = d_log * decay[j] * open_r * (F(1.0) - open_r)
-        d_i[j] = d_gated * inputs[j] * open_i * (F(1.0) - open_i)
+        d_i[j] = d_gated * values[j] * open_i * (F(1.0) - open_i)
         d_x[j] = d_gated * open_i
         c[j] = total * a
 
@@ -236,7 +236,7 @@ def _forward(data, row):  # noqa: ANN001, ANN202
                 fresh = has_resets and resets[b, t] != 0
                 if fresh:
                     before = zeros
-                row(x[b, t] if has_x else pre[b, t], pre[b, t], vectors, before, now, span, fresh)
+                row((x[b, t] if has_x else pre[b, t], pre[b, t], vectors), before, now, span, fresh)
             before = now
 
 
@@ -285,50 +285,11 @@ def _backward(data, row):  # noqa: ANN001, ANN202
             inputs, d_inputs = pre[b, t], dpre[b, t]
             if has_x:
                 inputs, d_inputs = x[b, t], dx[b, t]
-            row(grad[b, t], inputs, pre[b, t], vectors, before, carry, d_inputs, dpre[b, t], sums[b], span, fresh)
+            given, wanted = (inputs, pre[b, t], vectors), (d_inputs, dpre[b, t], sums[b])
+            row(grad[b, t], given, before, carry, wanted, span, fresh)
             if fresh:
                 for part in range(states):
                     carry[part * width + lo : part * width + hi] = 0
-
-
-def _min_gru_forward(data):  # noqa: ANN001, ANN202
-    _forward(data, _min_gru)
-
-
-def _min_gru_backward(data):  # noqa: ANN001, ANN202
-    _backward(data, _min_gru_back)
-
-
-def _min_lstm_forward(data):  # noqa: ANN001, ANN202
-    _forward(data, _min_lstm)
-
-
-def _min_lstm_backward(data):  # noqa: ANN001, ANN202
-    _backward(data, _min_lstm_back)
-
-
-def _hgru_forward(data):  # noqa: ANN001, ANN202
-    _forward(data, _hgru)
-
-
-def _hgru_backward(data):  # noqa: ANN001, ANN202
-    _backward(data, _hgru_back)
-
-
-def _complex_hgru_forward(data):  # noqa: ANN001, ANN202
-    _forward(data, _complex_hgru)
-
-
-def _complex_hgru_backward(data):  # noqa: ANN001, ANN202
-    _backward(data, _complex_hgru_back)
-
-
-def _rg_lru_forward(data):  # noqa: ANN001, ANN202
-    _forward(data, _rg_lru)
-
-
-def _rg_lru_backward(data):  # noqa: ANN001, ANN202
-    _backward(data, _rg_lru_back)
 
 
 class _Kind(NamedTuple):
@@ -341,11 +302,36 @@ class _Kind(NamedTuple):
 
 
 _KINDS = {
-    "min_gru": _Kind(Kernel(_min_gru_forward), Kernel(_min_gru_backward), 2, 1),
-    "min_lstm": _Kind(Kernel(_min_lstm_forward), Kernel(_min_lstm_backward), 3, 1),
-    "hgru": _Kind(Kernel(_hgru_forward), Kernel(_hgru_backward), 2, 1),
-    "complex_hgru": _Kind(Kernel(_complex_hgru_forward), Kernel(_complex_hgru_backward), 3, 2),
-    "rg_lru": _Kind(Kernel(_rg_lru_forward), Kernel(_rg_lru_backward), 2, 1),
+    "min_gru": _Kind(
+        Kernel(lambda data: _forward(data, _min_gru)),
+        Kernel(lambda data: _backward(data, _min_gru_back)),
+        2,
+        1,
+    ),
+    "min_lstm": _Kind(
+        Kernel(lambda data: _forward(data, _min_lstm)),
+        Kernel(lambda data: _backward(data, _min_lstm_back)),
+        3,
+        1,
+    ),
+    "hgru": _Kind(
+        Kernel(lambda data: _forward(data, _hgru)),
+        Kernel(lambda data: _backward(data, _hgru_back)),
+        2,
+        1,
+    ),
+    "complex_hgru": _Kind(
+        Kernel(lambda data: _forward(data, _complex_hgru)),
+        Kernel(lambda data: _backward(data, _complex_hgru_back)),
+        3,
+        2,
+    ),
+    "rg_lru": _Kind(
+        Kernel(lambda data: _forward(data, _rg_lru)),
+        Kernel(lambda data: _backward(data, _rg_lru_back)),
+        2,
+        1,
+    ),
 }
 
 

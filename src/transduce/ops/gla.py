@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.seq import zero_masked
 from .dispatch import Case, op
-from .matrix_state import check_flags, check_inputs, chunks, cuts, initial, work_dtype
+from .matrix_state import check_flags, check_inputs, chunks, compiled, cuts, initial, why_not_compiled, work_dtype
 
 _CHUNK, _SUB = 64, 16
 """Steps between two states, and steps within which all pairs are weighed by exact differences of logarithms."""
@@ -54,7 +54,8 @@ def gated_linear_attention(
         y (B,T,H,V) in the dtype of ``v`` and the state behind the last step (B,H,K,V), which is float32, or
         float64 where an input is float64.
 
-    Backends, in order: ``chunked`` (any device: matrix products inside chunks of 64 steps; decays only ever enter as
+    Backends, in order: ``numba`` (CPU: every step taken in registers, analytic backward that keeps one state a chunk;
+    differentiable once), ``chunked`` (any device: matrix products inside chunks of 64 steps; decays only ever enter as
     exponentials of numbers at most zero, so that no strength of decay overflows), ``reference`` (used for a single
     step, where it is cheaper). ``gated_linear_attention.matrix`` gives the implied token-to-token matrix.
 
@@ -74,6 +75,41 @@ def gated_linear_attention(
         state = keep_t[..., :, None] * state + k_t[..., :, None] * v_t[..., None, :]
         outputs.append((q_t[..., None, :] @ state).squeeze(-2))
     return (torch.stack(outputs, 1) if outputs else torch.zeros_like(v)).to(dtype), state
+
+
+def _why_not_numba(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    s0: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> str | None:
+    return why_not_compiled(q, k, v, log_decay, s0, mask, resets)
+
+
+@gated_linear_attention.backend("numba", when=_why_not_numba)
+def _numba(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    s0: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    _check(q, k, v, log_decay, s0)
+    check_flags("gated_linear_attention", q, mask, resets)
+    dtype, work = v.dtype, work_dtype(q, k, v, log_decay)
+    q, k, v, g = (zero_masked(x, mask).to(work) for x in (q, k, v, log_decay))
+    cut, keep = cuts(resets, mask), torch.exp(g)
+    if cut is not None:
+        keep = torch.where(cut[..., None, None], 0, keep)
+    y, state = compiled(q, k, v, keep, initial(q, v, s0, work))
+    return y.to(dtype), state
 
 
 def _why_not_chunked(
@@ -229,6 +265,8 @@ def gla_cases() -> Iterator[Case]:
     yield case("no decay", (2, 90, 2, 5, 5), decay=0.0)
     mixed = case("", (2, 90, 2, 5, 5)).args
     rates = 10 ** torch.linspace(-4, 3, 5, dtype=torch.float64)  # channels side by side, slow and fast
-    yield Case("rates from 1e-4 to 1e3", (*mixed[:3], mixed[3] * 10 * rates, mixed[4]), grad=(0, 1, 2, 3, 4), scale=20.0)
+    yield Case(
+        "rates from 1e-4 to 1e3", (*mixed[:3], mixed[3] * 10 * rates, mixed[4]), grad=(0, 1, 2, 3, 4), scale=20.0
+    )
     cut = torch.where(torch.rand(2, 90, 2, 5, generator=g) < 0.1, -torch.inf, mixed[3])
     yield Case("decay of -inf", (*mixed[:3], cut, mixed[4]), grad=(0, 1, 2, 3, 4), scale=20.0)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Callable
+from typing import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -70,6 +70,10 @@ class _Problem:
     def _everywhere(self, fn: Step, h: Tensor) -> Tensor:
         return fn(self.pre.flatten(0, 1), h.flatten(0, 1)).unflatten(0, self.pre.shape[:2])
 
+    def start(self) -> Tensor:
+        """f(0, x_t) everywhere."""
+        return self.after(torch.zeros_like(self.h0)[:, None].expand(-1, self.pre.shape[1], -1, -1))
+
     def before(self, h: Tensor) -> Tensor:
         """What each step reads when the states behind them are ``h``."""
         shifted = torch.cat((self.h0[:, None], h[:, :-1]), 1)
@@ -111,10 +115,25 @@ class _Implicit(torch.autograd.Function):
         return adjoint_scan(ctx.saved_tensors[0], grad, _affine), None
 
 
+def newton_guesses(
+    step: Step, jacobian: Step, pre: Tensor, h0: Tensor, iterations: int
+) -> Iterator[Tensor]:
+    """The start and the guess behind each of so many Newton steps, (B,T,K,D) each, whatever becomes of them: to look at
+    convergence. No marks, no gradients."""
+    problem = _Problem(step, pre, h0, (None, None, None))
+    with torch.no_grad():
+        h = problem.start()
+        yield h
+        for _ in range(iterations):
+            before = problem.before(h)
+            residual = problem.after(before) - h
+            h = h + _affine(problem.jacobian(jacobian, before), residual, torch.zeros_like(h0), False)
+            yield h
+
+
 def _iterate(problem: _Problem, jacobian: Step, settings: Newton) -> tuple[Tensor, Solution]:
     """The solution, or the last guess where there is a reason to fall back."""
-    start = problem.h0 if problem.fresh is None else problem.fresh
-    h = problem.after(torch.zeros_like(start)[:, None].expand(-1, problem.pre.shape[1], -1, -1))
+    h = problem.start()
     tolerance = settings.tolerance
     if tolerance is None:
         tolerance = 16 * torch.finfo(h.dtype).eps

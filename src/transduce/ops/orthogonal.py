@@ -13,9 +13,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..core.seq import zero_masked
-from .delta import check_flags, work_dtype
 from .dispatch import Case, op
+from .matrix_state import check_flags, cuts, work_dtype
 from .tracing import has_numba, why_traced
+
+FLOOR = 1e-6
+"""A norm below this counts as this, so that a slot that faded away is found again by the next write."""
 
 
 def check_slots(name: str, keys: Tensor, v: Tensor, gates: Tensor, fresh: Tensor, s0: Tensor | None) -> None:
@@ -60,8 +63,8 @@ def orthogonal_update(
     Args:
         keys: (B,T,H,2,M): read key q, then write key k, over the M slots.
         v: (B,T,H,D).
-        gates: (B,T,H,2): rate r, then the natural logarithm of the decay a, finite and at most 0.
-        fresh: (H,M,D), the slots before the first step and behind a reset. No slot may be zero.
+        gates: (B,T,H,2): rate r, then the natural logarithm of the decay a, at most 0.
+        fresh: (H,M,D), the slots before the first step and behind a reset, not zero.
         s0: (B,H,M,D), slots to go on from; None means ``fresh``.
         project: False leaves the projection out, (e) instead of the bracket: for comparison.
         mask: (B,T) bool. False: the slots are kept, what the inputs hold there (NaN included) has no influence,
@@ -87,12 +90,12 @@ def orthogonal_update(
         if restart is not None:
             s = torch.where(restart[:, None, None, None], start, s)
         (read, write), (rate, decay) = key.unbind(2), gate.unbind(2)
-        size = s.norm(dim=-1, keepdim=True)
+        size = s.norm(dim=-1, keepdim=True).clamp_min(FLOOR)
         u = s / size
         error = value[..., None, :] - write[..., None, :] @ u  # (B,H,1,D)
         push = error - (u @ error.mT) * u if project else error
         s = decay[..., None, None] * s + rate[..., None, None] * write[..., None] / size * push
-        u = s / s.norm(dim=-1, keepdim=True)
+        u = s / s.norm(dim=-1, keepdim=True).clamp_min(FLOOR)
         outputs.append((read[..., None, :] @ u).squeeze(-2))
     return (torch.stack(outputs, 1) if outputs else torch.zeros_like(v)).to(dtype), s
 
@@ -112,13 +115,13 @@ def _prepare(
     """
     check_slots("orthogonal_update", keys, v, gates, fresh, s0)
     check_flags("orthogonal_update", v, mask, resets)
-    work = work_dtype(keys, v, gates, fresh, s0)
+    work = work_dtype(keys, v, gates, fresh, *(() if s0 is None else (s0,)))
     fresh = fresh.to(work)
     s = fresh.expand(len(v), -1, -1, -1) if s0 is None else s0.to(work)
     keys, values, gates = (zero_masked(x, mask).to(work) for x in (keys, v, gates))
     rate, decay = gates.unbind(-1)
     gates = torch.stack((rate, torch.exp(decay)), -1)
-    return v.dtype, [keys, values, gates], fresh, s, resets if mask is None or resets is None else resets & mask
+    return v.dtype, [keys, values, gates], fresh, s, cuts(resets, mask)
 
 
 # ---------------------------------------------------------------- compiled

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..core.seq import zero_masked
-from .delta import check_flags, work_dtype
-from .orthogonal import check_slots
-from .retention import _chunks, _decays
+from .matrix_state import check_flags, chunks, cuts, work_dtype
+from .orthogonal import FLOOR, check_slots
+from .retention import _decays
 
 
 class FrozenState(NamedTuple):
@@ -79,8 +79,7 @@ def _by_steps(
     flags: tuple[Tensor | None, Tensor | None],
 ) -> tuple[Tensor, FrozenState]:
     mask, resets = flags
-    if mask is not None and resets is not None:
-        resets = resets & mask
+    resets = cuts(resets, mask)
     s, f, z, count = state
     steps = inputs[0].shape[1]
     restarts = (None,) * steps if resets is None else resets.unbind(1)
@@ -92,13 +91,13 @@ def _by_steps(
             again = restart[:, None, None, None]
             s, z = torch.where(again, fresh, s), torch.where(again, 0, z)
             f, count = torch.where(restart[:, None], 1, f), torch.where(restart, 0, count)
-        size = s.norm(dim=-1, keepdim=True)
+        size = s.norm(dim=-1, keepdim=True).clamp_min(FLOOR)
         u, keep = s / size, torch.exp(decay)
         pull = write[..., None] / size
         error = value[..., None, :] - pull.mT @ (f[..., None, None] * s + z)
         f, z = keep * f, keep[..., None, None] * z + rate[..., None, None] * pull * error
         w = f[..., None, None] * s + z - (u * z).sum(-1, keepdim=True) * u
-        outputs.append((read[..., None, :] @ (w / w.norm(dim=-1, keepdim=True))).squeeze(-2))
+        outputs.append((read[..., None, :] @ (w / w.norm(dim=-1, keepdim=True).clamp_min(FLOOR))).squeeze(-2))
         count = count + (1 if advance is None else advance.long())
         full = count == chunk
         ends = full[:, None, None, None]
@@ -114,9 +113,7 @@ def _by_chunks(keys: Tensor, v: Tensor, gates: Tensor, slots: Tensor, chunk: int
     for part, size in ((slice(0, whole), chunk), (slice(whole, steps), steps - whole)):
         if part.start == part.stop:
             continue
-        q, k, values, rate, decay = (
-            _chunks(x[:, part], size) for x in (*keys.unbind(3), v, gates[..., 0], gates[..., 1])
-        )
+        q, k, values, rate = (chunks(x[:, part], size) for x in (*keys.unbind(3), v, gates[..., 0]))
         decays = _decays(gates[:, part, :, 1], None, None, (batch, part.stop - part.start), size, work)
         for inputs in zip(*(x.unbind(2) for x in (q, k, values, rate, *decays))):
             y, slots = _one_chunk(*inputs[:4], inputs[4:], slots)
@@ -133,7 +130,7 @@ def _one_chunk(
     steps of products of their errors.
     """
     within, incoming, outgoing, through = decays
-    size = s.norm(dim=-1)  # (B,H,M)
+    size = s.norm(dim=-1).clamp_min(FLOOR)  # (B,H,M)
     u = s / size[..., None]
     pull = k / size[..., None, :]
     gain = rate[..., None] * pull
@@ -147,7 +144,7 @@ def _one_chunk(
     once = 2 * pairs.tril(-1) + torch.diag_embed(pairs.diagonal(dim1=-2, dim2=-1))
     news = within**2 @ (gain * (once @ gain))  # |z|^2
     start = incoming[..., None] * size[..., None, :]
-    p = q / torch.sqrt(start**2 + news - along**2)
+    p = q / torch.sqrt((start**2 + news - along**2).clamp_min(FLOOR**2))
     y = (p * (start - along)) @ u + (within * (p @ gain.mT)) @ e
     z = (gain * outgoing[..., None]).mT @ e
     return y, through[..., None, None] * s + z - (u * z).sum(-1, keepdim=True) * u

@@ -19,10 +19,10 @@ from typing import Sequence
 
 import numba
 import torch
-from numba import carray
 from torch import Tensor
 
 from .kernels import Kernel, as_bytes, as_size, thread_number, threads_for
+from .orthogonal import FLOOR
 from .vectors import lanes_of, load, spread, store, total
 
 CHUNK = 16
@@ -42,9 +42,15 @@ def _dot(p, i, q, j, width):  # noqa: ANN001, ANN202
 
 
 @_inline
+def _root(square):  # noqa: ANN001, ANN202
+    norm = math.sqrt(square)
+    return norm if norm > FLOOR else FLOOR
+
+
+@_inline
 def _norms(p, s, out, n, slots, width):  # noqa: ANN001, ANN202
     for m in range(slots):
-        out[n + m] = math.sqrt(_dot(p, s + m * width, p, s + m * width, width))
+        out[n + m] = _root(_dot(p, s + m * width, p, s + m * width, width))
 
 
 @_inline
@@ -72,7 +78,7 @@ def _advance(inputs, i, old, scratch, new, sizes):  # noqa: ANN001, ANN202
             x = load(source, s + m * width + b) * spread(norm, stays) + load(scratch, error + b) * spread(norm, g)
             store(scratch, s_new + m * width + b, x)
             norm = norm + x * x
-        scratch[n_new + m] = math.sqrt(total(norm))
+        scratch[n_new + m] = _root(total(norm))
 
 
 @_inline
@@ -122,11 +128,12 @@ def _forward(data) -> None:  # noqa: ANN001
 
 
 @_inline
-def _through_read(inputs, dy, ds, dkeys, dgates, i, old, scratch, new, sums, sizes):  # noqa: ANN001, ANN202
+def _through_read(inputs, grads, i, old, scratch, new, sums, sizes):  # noqa: ANN001, ANN202
     """G in the place of ds; gradients of the read key, the decay and the rate, and that of the write key through g.
 
     ``sums``: where to leave, for each slot, G . u (zero without the projection) and dL/dg."""
     keys, _, gates = inputs
+    dy, ds, dkeys, _, dgates = grads
     source, s, n = old
     s_new, n_new, error, along = new
     place, turn, of_g = sums
@@ -141,6 +148,8 @@ def _through_read(inputs, dy, ds, dkeys, dgates, i, old, scratch, new, sums, siz
         dkeys[2 * i * slots + m] = read
         q = keys[2 * i * slots + m] / size_new
         back = -q * read / size_new
+        if size_new <= FLOOR:
+            back = 0
         on_s = spread(load(dy, i * width), 0)
         on_e = on_s
         for b in range(0, width, lanes):
@@ -165,11 +174,12 @@ def _through_read(inputs, dy, ds, dkeys, dgates, i, old, scratch, new, sums, siz
 
 
 @_inline
-def _through_write(inputs, ds, dkeys, dv, i, old, scratch, new, sums, sizes):  # noqa: ANN001, ANN202
+def _through_write(inputs, grads, i, old, scratch, new, sums, sizes):  # noqa: ANN001, ANN202
     """From G to the gradient by the slots before the step, in the same place; dv, and dkeys through e."""
     keys, _, gates = inputs
+    _, ds, dkeys, dv, _ = grads
     source, s, n = old
-    error, along = new
+    _, _, error, along = new
     place, turn, of_g = sums
     slots, width, project = sizes
     lanes = lanes_of(dv)
@@ -191,21 +201,22 @@ def _through_write(inputs, ds, dkeys, dv, i, old, scratch, new, sums, sizes):  #
         stays = keep - g * c / size
         on_e, on_de = -g * gu / size, -key / size
         on_s = (-scratch[of_g + m] * g - along_u) / (size * size)
+        if size <= FLOOR:
+            on_s = 0
         like = load(dv, i * width)
         for b in range(0, width, lanes):
             at = place + m * width + b
-            x_b = load(ds, at) * spread(like, stays) + load(scratch, error + b) * spread(like, on_e)
-            x_b = x_b + load(dv, i * width + b) * spread(like, on_de)
-            store(ds, at, x_b + load(source, s + m * width + b) * spread(like, on_s))
+            found = load(ds, at) * spread(like, stays) + load(scratch, error + b) * spread(like, on_e)
+            found = found + load(dv, i * width + b) * spread(like, on_de)
+            store(ds, at, found + load(source, s + m * width + b) * spread(like, on_s))
 
 
 def _backward(data) -> None:  # noqa: ANN001
     """tensors keys, v, gates, fresh, marks, dy, ds (in: by the last slots, out: by the first), dkeys, dv, dgates,
     dfresh (B,H,M,D), resets or None, scratch; sizes as for the forward kernel."""
     inputs = data[0], data[1], data[2]
-    fresh, marks, dy, ds, dkeys, dv, dgates, dfresh = (
-        data[3], data[4], data[5], data[6], data[7], data[8], data[9], data[10],
-    )  # fmt: skip
+    fresh, marks, ds, dfresh = data[3], data[4], data[6], data[10]
+    grads = data[5], ds, data[7], data[8], data[9]
     resets, has_resets, scratch = as_bytes(data[11]), as_size(data[11]) != 0, data[12]
     batch, steps, heads, slots = as_size(data[13]), as_size(data[14]), as_size(data[15]), as_size(data[16])
     width, project, threads, room = as_size(data[17]), as_size(data[18]), as_size(data[19]), as_size(data[20])
@@ -238,8 +249,8 @@ def _backward(data) -> None:  # noqa: ANN001
                     old = fresh, head * area, fresh_norms
                 new = states + (j + 1) * area, norms + (j + 1) * slots, errors + j * width, alongs + j * slots
                 i, where = (row * steps + begin + j) * heads + head, (place, sums, sums + slots)
-                _through_read(inputs, dy, ds, dkeys, dgates, i, old, scratch, new, where, sizes)
-                _through_write(inputs, ds, dkeys, dv, i, old, scratch, (new[2], new[3]), where, sizes)
+                _through_read(inputs, grads, i, old, scratch, new, where, sizes)
+                _through_write(inputs, grads, i, old, scratch, new, where, sizes)
                 if restart:
                     for b in range(area):
                         dfresh[place + b] += ds[place + b]

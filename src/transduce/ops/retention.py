@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.seq import zero_masked
 from .dispatch import Case, op
-from .matrix_state import check_flags, check_inputs, chunks, initial, work_dtype
+from .matrix_state import check_flags, check_inputs, chunks, compiled, cuts, initial, why_not_compiled, work_dtype
 
 _CHUNK = 64
 """Steps that are handled by products of matrices at a time: 32 to 128 were measured on two cores, 64 was
@@ -69,7 +69,8 @@ def retention(
         y (B,T,H,V) in the dtype of ``v`` and the state behind the last step (B,H,K,V), which is float32, or
         float64 where an input is float64.
 
-    Backends, in order: ``chunked`` (any device: matrix products inside chunks of 64 steps, one state a chunk;
+    Backends, in order: ``numba`` (CPU: every step taken in registers, analytic backward that keeps one state a chunk;
+    differentiable once), ``chunked`` (any device: matrix products inside chunks of 64 steps, one state a chunk;
     it only ever takes exponentials of sums of g, never divides by a decay), ``reference`` (used for a single
     step, where it is cheaper). ``retention.matrix`` gives the implied token-to-token matrix.
 
@@ -90,6 +91,43 @@ def retention(
         state = keep_t[..., None, None] * state + k_t[..., :, None] * v_t[..., None, :]
         outputs.append((q_t[..., None, :] @ state).squeeze(-2))
     return (torch.stack(outputs, 1) if outputs else torch.zeros_like(v)).to(dtype), state
+
+
+def _why_not_numba(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    s0: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> str | None:
+    return why_not_compiled(q, k, v, log_decay, s0, mask, resets)
+
+
+@retention.backend("numba", when=_why_not_numba)
+def _retention_numba(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    s0: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    _check(q, k, v, log_decay, s0)
+    check_flags("retention", q, mask, resets)
+    dtype, work = v.dtype, work_dtype(q, k, v, log_decay)
+    g = log_decay.to(work)
+    g = zero_masked(g.expand(*q.shape[:3]) if g.dim() == 1 else g, mask)
+    q, k, v = (zero_masked(x, mask).to(work) for x in (q, k, v))
+    cut, keep = cuts(resets, mask), torch.exp(g)
+    if cut is not None:
+        keep = torch.where(cut[..., None], 0, keep)
+    y, state = compiled(q, k, v, keep[..., None], initial(q, v, s0, work))
+    return y.to(dtype), state
 
 
 def _why_not_chunked(

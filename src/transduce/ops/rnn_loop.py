@@ -63,6 +63,7 @@ class Product:
 
     def __init__(self, weight: Tensor, work: torch.dtype, low: torch.dtype | None, heads: int = 1) -> None:
         self.low, self.heads = low, heads
+        self._multiply = torch.mm if heads == 1 else torch.bmm
         weight = weight.to(low or work)
         if heads > 1:
             weight = by_head(weight, heads)
@@ -70,7 +71,7 @@ class Product:
         self.transposed = self.weight.mT
 
     def _by_head(self, x: Tensor) -> Tensor:
-        return x if self.heads == 1 else x.unflatten(0, (self.heads, -1))
+        return x if self.heads == 1 else x.view(self.heads, -1, x.shape[1])
 
     def add_forward(self, target: Tensor, h: Tensor) -> None:
         """target (B,P) += h W^T"""
@@ -86,7 +87,7 @@ class Product:
         """target (B,P) = h W^T"""
         target, h = self._by_head(target), self._by_head(h)
         if self.low is None:
-            torch.matmul(h, self.transposed, out=target)
+            self._multiply(h, self.transposed, out=target)
         else:
             target.copy_(torch.matmul(h.to(self.low), self.transposed))
 
@@ -94,7 +95,7 @@ class Product:
         """target (B,D) = d W"""
         target, d = self._by_head(target), self._by_head(d)
         if self.low is None:
-            torch.matmul(d, self.weight, out=target)
+            self._multiply(d, self.weight, out=target)
         else:
             target.copy_(torch.matmul(d.to(self.low), self.weight))
 
@@ -288,18 +289,17 @@ class LSTM(torch.autograd.Function):
         squashed = torch.empty(steps, rows, width, dtype=work, device=pre.device)
         restarts, held = columns(resets, heads), columns(mask, heads, invert=True)
         h_steps, c_steps, squashed_steps = hs.unbind(0), cs.unbind(0), squashed.unbind(0)
+        i_f_steps = gates[..., : 2 * width].unbind(0)
+        i_steps, f_steps, g_steps, o_steps = (x.unbind(0) for x in gates.split(width, -1))
         for t, all_gates in enumerate(gates.unbind(0)):
             h, c = h_steps[t], c_steps[t]
             if restarts is not None:
                 h, c = torch.where(restarts[t], 0, h), torch.where(restarts[t], 0, c)
             product.add_forward(all_gates, h)
-            all_gates[:, : 2 * width].sigmoid_()
-            all_gates[:, 3 * width :].sigmoid_()
-            i, f, g, o = all_gates.split(width, 1)
-            g.tanh_()
-            torch.mul(f, c, out=c_steps[t + 1]).addcmul_(i, g)
+            i_f_steps[t].sigmoid_()
+            torch.mul(f_steps[t], c, out=c_steps[t + 1]).addcmul_(i_steps[t], g_steps[t].tanh_())
             torch.tanh(c_steps[t + 1], out=squashed_steps[t])
-            torch.mul(o, squashed_steps[t], out=h_steps[t + 1])
+            torch.mul(o_steps[t].sigmoid_(), squashed_steps[t], out=h_steps[t + 1])
             if held is not None:
                 torch.where(held[t], h, h_steps[t + 1], out=h_steps[t + 1])
         ctx.set_materialize_grads(False)
@@ -328,18 +328,22 @@ class LSTM(torch.autograd.Function):
         dc_out = None if grad_c is None else fold(grad_c, work, width, heads).unbind(0)
         dh, dc = torch.zeros_like(hs[0]), torch.zeros_like(cs[0])
         d_steps, f_steps, into_c_steps = factor.unbind(0), f.unbind(0), into_c.unbind(0)
-        by_gate = factor.unflatten(2, (4, width)).unbind(0)
+        by_gate = factor.unflatten(2, (4, width))
+        of_c, of_h = by_gate[..., :3, :].unbind(0), by_gate[..., 3, :].unbind(0)
         for t in reversed(range(len(d_steps))):
             if dh_out is not None:
                 dh = dh.add_(dh_out[t])
             if dc_out is not None:
                 dc = dc.add_(dc_out[t])
             dc = dc.addcmul_(dh, into_c_steps[t])
-            by_gate[t][:, :3].mul_(dc[:, None])
-            by_gate[t][:, 3].mul_(dh)
+            of_c[t].mul_(dc[:, None])
+            of_h[t].mul_(dh)
             dc = dc.mul_(f_steps[t])
-            dh = torch.zeros_like(dh) if held is None else torch.where(held[t], dh, 0)
-            product.add_backward(dh, d_steps[t])
+            if held is None:
+                product.backward_into(dh, d_steps[t])
+            else:
+                dh = torch.where(held[t], dh, 0)
+                product.add_backward(dh, d_steps[t])
             if restarts is not None:
                 dh.masked_fill_(restarts[t], 0)
                 dc.masked_fill_(restarts[t], 0)

@@ -3,8 +3,8 @@
 A thread owns whole strips (a batch row, some channels). Its states, and the rates ``a`` times log2(e), lie packed:
 for each block of channels that fill a vector, one vector a state. The forward pass stores the states of every
 ``CHUNK``-th step only; the backward pass goes through the chunks from the last, computes a chunk's decays and decayed
-states again into scratch that stays in the second-level cache, and walks back over it. So nothing of size (B,T,D,N) ever exists.
-Imports numba; import it lazily.
+states again into scratch that stays in the second-level cache, and walks back over it. So nothing of size (B,T,D,N)
+ever exists. Imports numba; import it lazily.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ def _make_step(load_some):  # noqa: ANN001, ANN202
     """One step of the channels of one vector: reads x, dt at ``i``, packed rates and states at k."""
 
     @_inline
-    def step(x, dt, b, c, skip, y, scratch, at, places):  # noqa: ANN001, ANN202
-        i, j, d, states, lanes = at
+    def step(x, dt, b, c, y, scratch, at, places):  # noqa: ANN001, ANN202
+        i, j, states, lanes = at
         rate, h = places
-        v_dt, v_x = load_some(dt, i), load_some(x, i)
-        u = v_dt * v_x
-        out = load_some(skip, d) * v_x
+        v_dt = load_some(dt, i)
+        u = v_dt * load_some(x, i)
+        out = spread(u, 0)
         for n in range(states):
             decay = exp2(v_dt * load_some(scratch, rate + n * lanes))
             now = decay * load_some(scratch, h + n * lanes) + u * spread(u, b[j + n])
@@ -86,16 +86,13 @@ _step, _step_one = _make_step(load), _make_step(load_one)
 
 
 def _forward(data) -> None:  # noqa: ANN001
-    """tensors x, dt (B,T,D), a (D,N), b, c (B,T,N), skip (D), h0, h (B,D,N), y (B,T,D), marks (B,chunks,D*N) or
+    """tensors x, dt (B,T,D), a (D,N), b, c (B,T,N), h0, h (B,D,N), y (B,T,D), marks (B,chunks,D*N) or
     None, scratch (threads,.), resets (B,T) or None; sizes batch, steps, width, states, strips, threads, room."""
-    x, dt, a, b, c, skip, h0, h, y = (
-        data[0], data[1], data[2], data[3], data[4], data[5], data[6], data[7], data[8],
-    )  # fmt: skip
-    marks, keeps = data[9], as_size(data[9]) != 0
-    scratch = data[10]
-    resets, has_resets = as_bytes(data[11]), as_size(data[11]) != 0
-    batch, steps, width, states = as_size(data[12]), as_size(data[13]), as_size(data[14]), as_size(data[15])
-    strips, threads, room = as_size(data[16]), as_size(data[17]), as_size(data[18])
+    x, dt, a, b, c, h0, h, y = data[0], data[1], data[2], data[3], data[4], data[5], data[6], data[7]
+    marks, keeps, scratch = data[8], as_size(data[8]) != 0, data[9]
+    resets, has_resets = as_bytes(data[10]), as_size(data[10]) != 0
+    batch, steps, width, states = as_size(data[11]), as_size(data[12]), as_size(data[13]), as_size(data[14])
+    strips, threads, room = as_size(data[15]), as_size(data[16]), as_size(data[17])
     lanes, chunks = lanes_of(x), (steps + CHUNK - 1) // CHUNK
     me = thread_number()
     rate = me * room
@@ -118,10 +115,10 @@ def _forward(data) -> None:  # noqa: ANN001
             i, j = (row * steps + t) * width, (row * steps + t) * states
             for d in range(lo, whole, lanes):
                 k = (d - lo) * states
-                _step(x, dt, b, c, skip, y, scratch, (i + d, j, d, states, lanes), (rate + k, state + k))
+                _step(x, dt, b, c, y, scratch, (i + d, j, states, lanes), (rate + k, state + k))
             for d in range(whole, hi):
                 k = (d - lo) * states
-                _step_one(x, dt, b, c, skip, y, scratch, (i + d, j, d, states, 1), (rate + k, state + k))
+                _step_one(x, dt, b, c, y, scratch, (i + d, j, states, 1), (rate + k, state + k))
         _unpack(scratch, state, h, row * width * states, span)
 
 
@@ -156,9 +153,10 @@ def _make_back(load_some):  # noqa: ANN001, ANN202
     """
 
     @_inline
-    def back(x, dt, b, c, skip, dy, dx, ddt, scratch, at, places):  # noqa: ANN001, ANN202
-        i, j, d, states, lanes = at
-        rate, carry, d_rate, decays, decayed, sum_b, sum_c, d_skip, wide = places
+    def back(arrays, scratch, at, places):  # noqa: ANN001, ANN202
+        x, dt, b, c, dy, dx, ddt = arrays
+        i, j, states, lanes = at
+        rate, carry, d_rate, decays, decayed, sum_b, sum_c, wide = places
         v_dt, v_x, v_dy = load_some(dt, i), load_some(x, i), load_some(dy, i)
         u = v_dt * v_x
         of_u = spread(u, 0)
@@ -176,9 +174,8 @@ def _make_back(load_some):  # noqa: ANN001, ANN202
             of_dt = of_dt + changed * load_some(scratch, rate + k)
             store(scratch, d_rate + k, load_some(scratch, d_rate + k) + changed * v_dt)
             store(scratch, carry + k, load_some(scratch, decays + k) * g)
-        store(dx, i, of_u * v_dt + load_some(skip, d) * v_dy)
+        store(dx, i, of_u * v_dt)
         store(ddt, i, of_u * v_x + of_dt * spread(u, _LN2))
-        store(scratch, d_skip, load_some(scratch, d_skip) + v_dy * v_x)
 
     return back
 
@@ -188,17 +185,15 @@ _back, _back_one = _make_back(load), _make_back(load_one)
 
 
 def _backward(data) -> None:  # noqa: ANN001
-    """tensors x, dt (B,T,D), a (D,N), b, c (B,T,N), skip (D), marks (B,chunks,D*N), dy (B,T,D), dh (B,D,N), then
-    dx, ddt (B,T,D), da (B,D,N), db, dc (B,strips,T,N), dskip (B,D), dh0 (B,D,N), scratch (threads,.), resets (B,T)
+    """tensors x, dt (B,T,D), a (D,N), b, c (B,T,N), marks (B,chunks,D*N), dy (B,T,D), dh (B,D,N), then
+    dx, ddt (B,T,D), da (B,D,N), db, dc (B,strips,T,N), dh0 (B,D,N), scratch (threads,.), resets (B,T)
     or None; sizes batch, steps, width, states, strips, threads, room."""
-    x, dt, a, b, c, skip, marks, dy, dh = (
-        data[0], data[1], data[2], data[3], data[4], data[5], data[6], data[7], data[8],
-    )  # fmt: skip
-    dx, ddt, da, db, dc, dskip, dh0 = data[9], data[10], data[11], data[12], data[13], data[14], data[15]
-    scratch = data[16]
-    resets, has_resets = as_bytes(data[17]), as_size(data[17]) != 0
-    batch, steps, width, states = as_size(data[18]), as_size(data[19]), as_size(data[20]), as_size(data[21])
-    strips, threads, room = as_size(data[22]), as_size(data[23]), as_size(data[24])
+    x, dt, a, b, c, marks, dy, dh = data[0], data[1], data[2], data[3], data[4], data[5], data[6], data[7]
+    dx, ddt, da, db, dc, dh0, scratch = data[8], data[9], data[10], data[11], data[12], data[13], data[14]
+    arrays = (x, dt, b, c, dy, dx, ddt)
+    resets, has_resets = as_bytes(data[15]), as_size(data[15]) != 0
+    batch, steps, width, states = as_size(data[16]), as_size(data[17]), as_size(data[18]), as_size(data[19])
+    strips, threads, room = as_size(data[20]), as_size(data[21]), as_size(data[22])
     lanes, chunks = lanes_of(x), (steps + CHUNK - 1) // CHUNK
     me, packed = thread_number(), _STRIP * states + _GAP
     rate = me * room
@@ -207,7 +202,6 @@ def _backward(data) -> None:  # noqa: ANN001
     decayed = decays + CHUNK * packed
     sum_b = decayed + CHUNK * packed
     sum_c = sum_b + states * lanes
-    d_skip = sum_c + states * lanes
     jobs = batch * strips
     for job in range(jobs * me // threads, jobs * (me + 1) // threads):
         row, strip = job // strips, job % strips
@@ -218,7 +212,6 @@ def _backward(data) -> None:  # noqa: ANN001
         _pack(a, 0, scratch, rate, span, _LOG2E)
         _pack(dh, row * width * states, scratch, carry, span, 1)
         _fill(scratch, d_rate, count)
-        _fill(scratch, d_skip, hi - lo)
         for chunk in range(chunks - 1, -1, -1):
             first, last = chunk * CHUNK, min(steps, chunk * CHUNK + CHUNK)
             mark = ((row * chunks + chunk) * width + lo) * states
@@ -240,22 +233,18 @@ def _backward(data) -> None:  # noqa: ANN001
                 _fill(scratch, sum_b, 2 * states * lanes)
                 for d in range(lo, whole, lanes):
                     k = (d - lo) * states
-                    places = (rate + k, carry + k, d_rate + k, decays + s + k, decayed + s + k,
-                              sum_b, sum_c, d_skip + d - lo, lanes)  # fmt: skip
-                    _back(x, dt, b, c, skip, dy, dx, ddt, scratch, (i + d, j, d, states, lanes), places)
+                    places = (rate + k, carry + k, d_rate + k, decays + s + k, decayed + s + k, sum_b, sum_c, lanes)
+                    _back(arrays, scratch, (i + d, j, states, lanes), places)
                 for d in range(whole, hi):
                     k = (d - lo) * states
-                    places = (rate + k, carry + k, d_rate + k, decays + s + k, decayed + s + k,
-                              sum_b, sum_c, d_skip + d - lo, lanes)  # fmt: skip
-                    _back_one(x, dt, b, c, skip, dy, dx, ddt, scratch, (i + d, j, d, states, 1), places)
+                    places = (rate + k, carry + k, d_rate + k, decays + s + k, decayed + s + k, sum_b, sum_c, lanes)
+                    _back_one(arrays, scratch, (i + d, j, states, 1), places)
                 out = ((row * strips + strip) * steps + t) * states
                 for n in range(states):
                     db[out + n] = total(load(scratch, sum_b + n * lanes))
                     dc[out + n] = total(load(scratch, sum_c + n * lanes))
         _unpack(scratch, d_rate, da, row * width * states, span)
         _unpack(scratch, carry, dh0, row * width * states, span)
-        for d in range(lo, hi):
-            dskip[row * width + d] = scratch[d_skip + d - lo]
 
 
 _forward_kernel, _backward_kernel = Kernel(_forward), Kernel(_backward)
@@ -268,8 +257,8 @@ def _plan(x: Tensor) -> tuple[int, int]:
     return strips, max(1, min(torch.get_num_threads(), batch * strips, batch * steps * width // 1000))
 
 
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-"""x, dt, a, b, c, skip: contiguous, of one dtype; skip is zeros where there is none."""
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""x, dt, a, b, c: contiguous, of one dtype."""
 
 
 def forward(inputs: Inputs, h0: Tensor, resets: Tensor | None, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -288,18 +277,17 @@ def forward(inputs: Inputs, h0: Tensor, resets: Tensor | None, keep: bool) -> tu
 
 def backward(
     inputs: Inputs, marks: Tensor, resets: Tensor | None, dy: Tensor, dh: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, dt, a, b, c, skip and h0."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, dt, a, b, c and h0."""
     x, (width, states) = inputs[0], inputs[2].shape
     batch, steps, _ = x.shape
     strips, threads = _plan(x)
     dx, ddt = torch.empty_like(x), torch.empty_like(x)
     da, dh0 = x.new_empty(batch, width, states), x.new_empty(batch, width, states)
     db, dc = (x.new_empty(batch, strips, steps, states) for _ in range(2))
-    dskip = x.new_empty(batch, width)
-    room = (4 + 2 * CHUNK) * (_STRIP * states + _GAP) + 2 * states * _SPARE_LANES + _STRIP
+    room = (4 + 2 * CHUNK) * (_STRIP * states + _GAP) + 2 * states * _SPARE_LANES
     scratch = x.new_empty(threads, room)
     sizes = [batch, steps, width, states, strips, threads, room]
-    found = (dx, ddt, da, db, dc, dskip, dh0)
+    found = (dx, ddt, da, db, dc, dh0)
     _backward_kernel.launch(x.dtype, (*inputs, marks, dy, dh, *found, scratch, resets), sizes, threads)
-    return dx, ddt, da.sum(0), db.sum(1), dc.sum(1), dskip.sum(0), dh0
+    return dx, ddt, da.sum(0), db.sum(1), dc.sum(1), dh0

@@ -33,15 +33,18 @@ def _scale(row: Lanes, factor: Lanes) -> tuple[Lanes]:
     return (row * factor,)
 
 
-_add_rows, _back_rows, _scale_row = lanewise(_add, inputs=2), lanewise(_add_back, inputs=2), lanewise(_scale, inputs=1)
+_add_rows, _back_rows, _scale_row = lanewise(_add, inputs=2), lanewise(_add_back, inputs=2, falling=True), lanewise(_scale, inputs=1)
 
 
 @numba.njit(fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
-def _dot(x, y):  # noqa: ANN001, ANN202
-    total = x[0] * y[0]
-    for j in range(1, len(x)):
-        total += x[j] * y[j]
-    return total
+def _products(grad, y, value, carry):  # noqa: ANN001, ANN202
+    """grad . y, grad . value and carry . value"""
+    with_y, with_value, carried = grad[0] * y[0], grad[0] * value[0], carry[0] * value[0]
+    for i in range(1, len(grad)):
+        with_y += grad[i] * y[i]
+        with_value += grad[i] * value[i]
+        carried += carry[i] * value[i]
+    return with_y, with_value, carried
 
 
 def _forward(data) -> None:  # noqa: ANN001
@@ -109,15 +112,18 @@ def _backward(data) -> None:  # noqa: ANN001
                 d_values[row, t, lo:hi] = 0
                 continue
             restart = has_resets and resets[row, t]
-            for h in range(lo, hi):
+            for h in range(hi - 1, lo - 1, -1):
                 s, m, u = scores[row, t, h], peaks[row, t, h], masses[row, t, h]
                 before = first[row, h] if t == 0 else peaks[row, t - 1, h]
                 inverse = 1.0 / u if u != 0 else 0.0
                 weight = 0.0 if s == -math.inf else math.exp(s - m)
                 carry = d_total[row, h]
-                d_mass[row, h] -= _dot(grad[row, t, h], y[row, t, h]) * inverse
+                # Products before stores: what is written below lies at the same place of a page as what is read here
+                # when tensors are large, and a processor then waits for the store.
+                with_y, with_value, carried = _products(grad[row, t, h], y[row, t, h], values[row, t, h], carry)
+                d_mass[row, h] -= with_y * inverse
+                d_scores[row, t, h] = weight * (carried + with_value * inverse + d_mass[row, h])
                 _back_rows((carry, grad[row, t, h], carry, d_values[row, t, h], inverse, weight))
-                d_scores[row, t, h] = weight * (_dot(carry, values[row, t, h]) + d_mass[row, h])
                 if restart or before == -math.inf:
                     d_mass[row, h] = 0
                     carry[:] = 0

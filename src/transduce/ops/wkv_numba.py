@@ -46,7 +46,7 @@ def _step_back(*rows: Lanes) -> tuple[Lanes, ...]:
     return d_k, d_v, d_rate, d_bonus + d_present, fade * d_mass - from_past * y, fade * d_total + from_past
 
 
-_step_rows, _back_rows = lanewise(_step, inputs=7), lanewise(_step_back, inputs=13)
+_step_rows, _back_rows = lanewise(_step, inputs=7), lanewise(_step_back, inputs=13, falling=True)
 
 
 def _forward(data) -> None:  # noqa: ANN001

@@ -194,16 +194,22 @@ def curves(
     y_label: str = "",
     bands: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
     levels: Mapping[str, float] | None = None,
+    log: str = "",
 ) -> Path:
     """Draw labelled lines ``{label: (x, y)}``.
 
     ``y`` holds a number for each x, or a list of numbers (one a seed): then the mean is drawn in a band from
     the least to the greatest. ``bands``: ``{label: (low, high)}`` shaded around the line of that label.
-    ``levels``: ``{label: y}``, dashed horizontals (a claim, a floor).
+    ``levels``: ``{label: y}``, dashed horizontals (a claim, a floor). ``log``: the axes with a logarithmic scale,
+    "x", "y" or "xy".
     """
     figure = _figure(5.6, 3.6)
     axes = figure.subplots()
     _tidy(axes, title, x_label, y_label)
+    if "x" in log:
+        axes.set_xscale("log", base=2)
+    if "y" in log:
+        axes.set_yscale("log")
     for number, (label, (x, values)) in enumerate(lines.items()):
         colour = COLOURS[number % len(COLOURS)]
         y, band = np.asarray(values, dtype=float), (bands or {}).get(label)
@@ -214,7 +220,7 @@ def curves(
         )
         if band is not None:
             axes.fill_between(x, *band, color=colour, alpha=0.15, linewidth=0)
-    if all(float(value).is_integer() for x, _ in lines.values() for value in x):
+    if "x" not in log and all(float(value).is_integer() for x, _ in lines.values() for value in x):
         axes.xaxis.get_major_locator().set_params(integer=True)
     for label, level in (levels or {}).items():
         axes.axhline(level, color=_GREY, linewidth=1.0, linestyle=(0, (4, 3)), label=label)
