@@ -26,8 +26,8 @@ MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "local-attention": partial(Attention, window=64),
     "lstm": LSTM,
     "min-gru": MinGRU,
-    "para-gru": partial(ParaGRU, solver="newton"),
-    "para-lstm": partial(ParaLSTM, solver="newton"),
+    "para-gru": ParaGRU,
+    "para-lstm": ParaLSTM,
     "retention": Retention,
     "slstm": SLSTM,
 }
