@@ -19,7 +19,7 @@ from transduce.train.plots import curves
 
 from ._digits import digits
 
-WIDTH, STATE, LAYERS, EPOCHS, BATCH, RATE = 64, 32, 2, 12, 32, 6e-3
+WIDTH, STATE, LAYERS, EPOCHS, BATCH, RATE = 64, 32, 2, 8, 16, 1e-2
 KINDS = {"legs": "LSSL, HiPPO-LegS kept", "random": "LSSL, random stable A kept", "trained": "LSSL, A learned"}
 
 
