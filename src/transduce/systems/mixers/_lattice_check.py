@@ -34,10 +34,12 @@ CHUNKS = (32, 16, 8, 4, 2, 1)
 
 class LinearAttention(Mixer):
     """S_t = S_(t-1) + k_t v_t^T, y_t = S_t^T q_t, in the block of :class:`Lattice`: the same convolution, head norm and
-    gate; q and k have ``slots`` channels and norm 1 behind SiLU, the best of three feature maps that were tried."""
+    gate. q and k have ``slots`` channels; behind SiLU they have norm 1, as Lattice's, or with ``positive`` they are
+    elu + 1 (Katharopoulos et al. 2020, arXiv 2006.16236; its normaliser is the head norm's business)."""
 
-    def __init__(self, dim: int, heads: int, slots: int) -> None:
+    def __init__(self, dim: int, heads: int, slots: int, *, positive: bool = False) -> None:
         super().__init__()
+        self.positive = positive
         self.heads, self.slots, self.width = heads, slots, dim // heads
         size = heads * (2 * slots + self.width)
         self.input = nn.Linear(dim, size, bias=False)
@@ -55,7 +57,8 @@ class LinearAttention(Mixer):
         tail, memory = (None, None) if state is None else state
         z, tail = self.conv(self.input(x), tail, mask=mask, resets=resets)
         keys, v = z.split((2 * self.heads * self.slots, self.heads * self.width), -1)
-        q, k = F.normalize(F.silu(keys.unflatten(-1, (self.heads, 2, self.slots))), dim=-1).unbind(3)
+        keys = keys.unflatten(-1, (self.heads, 2, self.slots))
+        q, k = (F.elu(keys) + 1 if self.positive else F.normalize(F.silu(keys), dim=-1)).unbind(3)
         v = v.unflatten(-1, (self.heads, self.width))
         y, memory = retention(q, k, v, x.new_zeros(self.heads), memory, mask=mask, resets=resets)
         return self.output(y, x), None if state is None else MemoryState(tail, memory)
@@ -65,6 +68,7 @@ KINDS: dict[str, Callable[[int, int, int], Mixer]] = {
     "Lattice": Lattice,
     "without projection": partial(Lattice, project=False),
     "linear attention": LinearAttention,
+    "linear attention, elu + 1": partial(LinearAttention, positive=True),
 }
 
 
