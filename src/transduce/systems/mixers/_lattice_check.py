@@ -30,6 +30,15 @@ from transduce.train.streams import smoothed, stream_accuracy, train_stream
 PAIRS, VOCABULARY, LENGTH, DIM, HEADS, SLOTS = 16, 256, 64, 32, 1, 8
 BATCH, UPDATES, RATE = 16, 2000, 3e-3
 CHUNKS = (32, 16, 8, 4, 2, 1)
+TRIED = (
+    "Accuracies of one seed, which differ by 0.1 between seeds. 16 slots of 64 numbers, 600 updates of 32 rows: "
+    "Lattice 0.78 with softmax keys, 0.76 without projection; linear attention 0.88 with unit keys, 0.81 with elu + 1, "
+    "0.52 with softmax keys. 4 heads of 16 slots of 16, 700 updates: Lattice 0.97 with softmax keys, linear attention "
+    "0.99. 8 slots of 32, 2000 updates of 16 rows, write rate from 1/2: Lattice 0.60, without projection 0.70, linear "
+    "attention 0.49; with a learning rate of 1e-2 0.52, 0.68, 0.46. 2 heads of 8 slots of 16, 1600 updates: 0.60, 0.42, "
+    "0.75. With a write rate from 0.88, which was kept, Lattice passes the version without projection."
+)
+"""What was measured on the way to the settings above."""
 
 
 class LinearAttention(Mixer):
@@ -124,7 +133,8 @@ def exact(report: Check) -> None:
     errors = chunk_errors()
     means = [sum(row) / len(row) for row in errors]
     rises = sum(later >= earlier for earlier, later in zip(means, means[1:]))
-    report.measure("chunks of 32, 16, .. 1: steps at which the error does not fall", rises, Claim("falls", "", at_most=0))
+    falls = Claim("falls", "the shorter the chunk, the closer to the exact update", at_most=0)
+    report.measure("chunks of 32, 16, .. 1: steps at which the error does not fall", rises, falls)
     report.measure("error of chunks of 1", errors[-1], Claim("exact", "chunks of one step are exact", at_most=1e-12))
     report.notes["relative error of the outputs by chunk"] = dict(zip(map(str, CHUNKS), means))
     curves(
@@ -139,6 +149,7 @@ def exact(report: Check) -> None:
 def check(report: Check) -> None:
     """The identities, then 2,000 updates of 32 sequences for each kind of memory and seed."""
     exact(report)
+    report.notes["tried"] = TRIED
     task = associative_recall(PAIRS, VOCABULARY, LENGTH)
     right: dict[str, list[float]] = {kind: [] for kind in KINDS}
     losses: dict[str, list[list[float]]] = {kind: [] for kind in KINDS}
