@@ -35,8 +35,8 @@ TRIED = (
     "Lattice 0.78 with softmax keys, 0.76 without projection; linear attention 0.88 with unit keys, 0.81 with elu + 1, "
     "0.52 with softmax keys. 4 heads of 16 slots of 16, 700 updates: Lattice 0.97 with softmax keys, linear attention "
     "0.99. 8 slots of 32, 2000 updates of 16 rows, write rate from 1/2: Lattice 0.60, without projection 0.70, linear "
-    "attention 0.49; with a learning rate of 1e-2 0.52, 0.68, 0.46. 2 heads of 8 slots of 16, 1600 updates: 0.60, 0.42, "
-    "0.75. With a write rate from 0.88, which was kept, Lattice passes the version without projection."
+    "attention 0.49; with a learning rate of 1e-2 0.52, 0.68, 0.46. 2 heads of 8 slots of 16, 1600 updates: 0.60, "
+    "0.42, 0.75. With a write rate from 0.88, which was kept, Lattice passes the version without projection."
 )
 """What was measured on the way to the settings above."""
 
@@ -166,7 +166,9 @@ def check(report: Check) -> None:
             report.notes[f"parameters, {kind}"] = sum(p.numel() for p in model.parameters())
     for kind, values in right.items():
         report.measure(f"{kind}: accuracy of 16 recalls from {SLOTS * DIM} floats", values)
-    for kind, least in (("linear attention", 0.15), ("without projection", 0.0)):
+    # Linear attention is what was published under that name, and what differs from Lattice in its update only.
+    least_above = {"linear attention": 0.15, "linear attention, elu + 1": 0.15, "without projection": 0.0}
+    for kind, least in least_above.items():
         report.measure(
             f"Lattice's accuracy above that of {kind}",
             [a - b for a, b in zip(right["Lattice"], right[kind])],
