@@ -42,9 +42,10 @@ def test_its_matrix_is_what_it_computes():
 
 
 def test_edges_come_after_those_that_lead_to_them():
-    graph = Dag.of(5, [(3, 1), (4, 3), (1, 0), (4, 0), (2, 0)])
+    given = [(3, 1), (4, 3), (1, 0), (4, 0), (2, 0)]
+    graph = Dag.of(5, given)
     assert all(a < b for a, b in graph.turns.tolist()) and len(graph.turns) == 2
-    assert [[(3, 1), (4, 3), (1, 0), (4, 0), (2, 0)][i] for i in graph.order] == [tuple(e) for e in graph.edges.tolist()]
+    assert [given[i] for i in graph.order] == [tuple(e) for e in graph.edges.tolist()]
     back = graph.reversed()
     assert sorted(map(tuple, back.edges.tolist())) == sorted((b, a) for a, b in graph.edges.tolist())
 

@@ -10,6 +10,7 @@ from .mixer_decoder import DecoderLayer, MixerDecoder
 from .mixer_lm import mixer_language_model
 from .multi_source import MultiSourceEncoder, MultiSourceLayer
 from .perspectives import PerspectiveDecoder, perspectives
+from .pictures import PatchLabeller, Raster
 from .pointer import PointerAttend, PointerDecoder, PointerNet
 from .recurrent_decoder import RecurrentDecoder
 from .red import RedForm, RedSize, RegularisedEncoderDecoder
@@ -29,10 +30,12 @@ __all__ = [
     "MixerDecoder",
     "MultiSourceEncoder",
     "MultiSourceLayer",
+    "PatchLabeller",
     "PerspectiveDecoder",
     "PointerAttend",
     "PointerDecoder",
     "PointerNet",
+    "Raster",
     "RecentDecoder",
     "RecurrentDecoder",
     "RedForm",

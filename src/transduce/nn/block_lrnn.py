@@ -72,22 +72,23 @@ class OrthogonalBlocks(nn.Module):
 
 
 class StochasticBlocks(nn.Module):
-    """A = softmax over the rows of an MLP of x: every column is a distribution, (B,T,dim) -> (B,T,H,b,b).
+    """A = softmax over the rows of c times an MLP of x: every column is a distribution, (B,T,dim) -> (B,T,H,b,b).
 
     The state of a block keeps its sum: started as a distribution it stays one, a finite automaton in superposition,
-    and a sharp softmax is an exact map of states onto states. Nothing is added to it (``additive`` is False): what is
-    to be remembered is what the automaton's state says.
+    and a sharp softmax is an exact map of states onto states; ``sharpness`` is c, which brings that within reach of
+    few updates. Nothing is added to the state (``additive`` is False): what is to be remembered is what the automaton's
+    state says. A norm right behind the layer hides that states fade, and with it the reason to become exact.
     """
 
     additive = False
 
-    def __init__(self, dim: int, heads: int, size: int) -> None:
+    def __init__(self, dim: int, heads: int, size: int, *, sharpness: float = 4.0) -> None:
         super().__init__()
-        self.heads, self.size = heads, size
+        self.heads, self.size, self.sharpness = heads, size, sharpness
         self.logits = _mlp(dim, heads * size, heads * size * size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.logits(x).unflatten(-1, (self.heads, self.size, self.size)).softmax(-2)
+        return (self.sharpness * self.logits(x)).unflatten(-1, (self.heads, self.size, self.size)).softmax(-2)
 
 
 class BlockLRNN(Mixer):

@@ -52,7 +52,7 @@ def _gates(dim: int, num: int, bias: float) -> nn.Linear:
 
 
 class PLSTM(Mixer):
-    """C_t = s_t k_t v_t^T + f_t C_{t-1},  y_t = (d_t k_t v_t^T + m_t C_{t-1})^T q_t,  out = W_o rms_norm(y), in each head.
+    """C_t = s_t k_t v_t^T + f_t C_{t-1},  y_t = (d_t k_t v_t^T + m_t C_{t-1})^T q_t in each head; W_o rms_norm(y).
 
     pLSTM on a path, x: (B,T,dim) -> (B,T,dim). All gates are numbers between 0 and 1 made from x_t; f = sigmoid(.)^c
     with c = ``sharpness``. State: C (B,H,K,K), float32 or better.
@@ -75,7 +75,7 @@ class PLSTM(Mixer):
         x, resets = zero_masked(x, mask), valid_resets(resets, mask)
         q, k, v = self.inner.read(x)
         source, mark, direct = torch.sigmoid(self.gates(x)).unflatten(-1, (3, -1)).unbind(-2)
-        # A masked step writes nothing and forgets nothing, but a later query may stand at it, so it is not masked below.
+        # A masked step writes and forgets nothing, but a later query may stand at it, so the scan knows no mask.
         log_fade = zero_masked(self.sharpness * F.logsigmoid(self.fade(x)), mask)
         k_kept = zero_masked(source, mask)[..., None] * k
         # Step t asks for C_{t-1}: the scan answers it at the step before, and what entered answers the first one.
@@ -179,27 +179,3 @@ class PLSTMGraph(nn.Module):
                 q, k, v, (source * share)[:, tails], (keep * share)[:, through], mark[:, heads], direct, way
             )
         return self.inner.write(y / 2, x)
-
-
-class FourWay(nn.Module):
-    """Any mixer over a grid: along rows and columns, forwards and backwards, each with weights of its own, averaged.
-
-    (B,Y,X,dim) -> (B,Y,X,dim) from four mixers (B,T,dim) -> (B,T,dim), causal or not. mask (B,Y,X) is handed on.
-    """
-
-    def __init__(self, *mixers: Mixer) -> None:
-        super().__init__()
-        if len(mixers) != 4:
-            raise ValueError(f"FourWay needs four mixers: right, left, down, up; got {len(mixers)}")
-        self.mixers = nn.ModuleList(mixers)
-
-    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        total = 0
-        for i, mixer in enumerate(self.mixers):
-            order = (lambda t: t.transpose(1, 2)) if i >= 2 else (lambda t: t)
-            turn = (lambda t: t.flip(2)) if i % 2 else (lambda t: t)
-            lines = turn(order(x))
-            valid = None if mask is None else turn(order(mask)).flatten(0, 1)
-            y, _ = mixer(lines.flatten(0, 1), mask=valid)
-            total = total + order(turn(y.unflatten(0, lines.shape[:2])))
-        return total / 4

@@ -1,4 +1,4 @@
-"""pLSTM's recurrence on a directed acyclic graph: a matrix on every edge, sources, transitions and marks at its nodes."""
+"""pLSTM's recurrence on a directed acyclic graph: a matrix on every edge; sources, transitions, marks at its nodes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from .dispatch import Case, op
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dag:
     """A directed acyclic graph, made by :meth:`of`.
 
@@ -51,7 +51,8 @@ class Dag:
         place = {e: i for i, e in enumerate(order)}
         turns = [(place[a], place[b]) for b in order for a in entering[edges[b][0]]]
         as_tensor = lambda rows: torch.tensor(rows, dtype=torch.long).view(-1, 2)
-        return cls(num_nodes, as_tensor([edges[e] for e in order]), as_tensor(turns), torch.tensor(order))
+        places = torch.tensor(order, dtype=torch.long)
+        return cls(num_nodes, as_tensor([edges[e] for e in order]), as_tensor(turns), places)
 
     def reversed(self) -> Dag:
         """The same graph with every edge the other way round."""
@@ -162,8 +163,8 @@ def _links(source: Tensor, transition: Tensor, mark: Tensor, direct: Tensor, gra
 def dag_scan_matrix(
     q: Tensor, k: Tensor, source: Tensor, transition: Tensor, mark: Tensor, direct: Tensor, graph: Dag
 ) -> Tensor:
-    """The matrix M (B,H,N,N) with ``y[n] = sum_s M[n, s] v[s]``: (q_n . k_s) times the sum over all paths from s to n of
-    the product of source, transitions and mark along them; ``direct`` on the diagonal."""
+    """The matrix M (B,H,N,N) with ``y[n] = sum_s M[n, s] v[s]``: (q_n . k_s) times the sum over all paths from s to n
+    of the product of source, transitions and mark along them; ``direct`` on the diagonal."""
     work = _check(q, k, k, (source, transition, mark, direct), graph)
     q, k = (x.to(work).transpose(1, 2) for x in (q, k))
     return (q @ k.mT) * _links(*(x.to(work) for x in (source, transition, mark, direct)), graph)

@@ -63,3 +63,20 @@ def one_minus_exp(x):  # noqa: ANN001, ANN201
     p = F(1.0) + x * F(1.0 / 3.0) * p
     p = F(1.0) + x * F(1.0 / 2.0) * p
     return -x * p if x > F(-0.5) else F(1.0) - exp(x)
+
+
+@inlined
+def log_sigmoid(x):  # noqa: ANN001, ANN201
+    """min(x, 0) - log(1 + e), e = exp(-|x|); the logarithm by the series of artanh(e / (2 + e)), at most 1/3."""
+    e = exp(-abs(x))
+    s = e / (F(2.0) + e)
+    q = s * s
+    p = F(1 / 15)
+    p = p * q + F(1 / 13)
+    p = p * q + F(1 / 11)
+    p = p * q + F(1 / 9)
+    p = p * q + F(1 / 7)
+    p = p * q + F(1 / 5)
+    p = p * q + F(1 / 3)
+    low = x if x < F(0.0) else F(0.0)
+    return low - F(2.0) * (s + s * q * p)

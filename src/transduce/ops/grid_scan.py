@@ -39,7 +39,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, gates: Tensor) -> torch.dtype:
 @op
 def grid_scan(q: Tensor, k: Tensor, v: Tensor, gates: Tensor) -> Tensor:
     """C_right = s_r k v^T + t_lr C_left + t_ur C_up,  C_down = s_d k v^T + t_ud C_up + t_ld C_left,
-    y = (d k v^T + m_l C_left + m_u C_up)^T q, for the cells of a grid from the upper left to the lower right: (B,Y,X,H,V).
+    y = (d k v^T + m_l C_left + m_u C_up)^T q, for the cells of a grid, from the upper left on: (B,Y,X,H,V).
 
     C_left of a cell is C_right of the cell to its left, C_up is C_down of the cell above; both are zero at the border.
 
@@ -52,8 +52,8 @@ def grid_scan(q: Tensor, k: Tensor, v: Tensor, gates: Tensor) -> Tensor:
     Returns y in float64 where an input is float64, else float32.
 
     Backends, in order: ``numba`` (CPU: one pass over the cells, analytic backward, once differentiable), ``parallel``
-    (any device: the scalar that links every pair of cells, by merging neighbouring rectangles, log2 Y + log2 X rounds of
-    matrix products, then attention with it; the grid is filled up with zeros to powers of two; O((YX)^2) memory),
+    (any device: the scalar that links every pair of cells, by merging neighbouring rectangles, log2 Y + log2 X rounds
+    of matrix products, then attention with it; the grid is filled up with zeros to powers of two; O((YX)^2) memory),
     ``reference``. ``grid_scan.matrix`` gives the implied cell-to-cell matrix.
 
     Raises ValueError for shapes that do not fit. Source: K. Poeppel, R. Freinschlag, T. Schmied, W. Lin, S. Hochreiter,
@@ -117,9 +117,9 @@ def _numba_backend(q: Tensor, k: Tensor, v: Tensor, gates: Tensor) -> Tensor:
 class _Cells:
     """Rectangles of a grid and how they link what enters, what is inside and what leaves: all (B,H,rows,columns,...).
 
-    ``along`` is the direction in which neighbours are merged, ``across`` the other one; ``links[out, into]`` are
-    matrices between borders, ``sends[out]`` from the cells inside to a border, ``reads[into]`` from a border to the
-    cells inside, ``inside`` from cells to cells. ``order`` (rows,columns,n): which cell of the grid is the n-th inside.
+    Direction 0 is to the right, in which neighbours are merged, 1 is down. ``links[out, into]`` are matrices between
+    borders, ``sends[out]`` from the cells inside to a border, ``reads[into]`` from a border to the cells inside,
+    ``inside`` from cells to cells. ``order`` (rows,columns,n): which cell of the grid is the n-th inside.
     """
 
     def __init__(self, links, sends, reads, inside: Tensor, order: Tensor) -> None:  # noqa: ANN001
@@ -127,13 +127,12 @@ class _Cells:
 
     def turned(self) -> _Cells:
         """The same with the two directions exchanged."""
-        links = {(1 - out, into): None for out in (0, 1) for into in (0, 1)}
-        links = {(o, i): self.links[1 - o, 1 - i].transpose(2, 3) for o, i in links}
+        links = {(out, into): self.links[1 - out, 1 - into].transpose(2, 3) for out, into in self.links}
         sends, reads = ([x[1].transpose(2, 3), x[0].transpose(2, 3)] for x in (self.sends, self.reads))
         return _Cells(links, sends, reads, self.inside.transpose(2, 3), self.order.transpose(0, 1))
 
     def merged(self) -> _Cells:
-        """Neighbours along direction 0 become one; that is the last but two dimension, the columns."""
+        """Neighbours in a row become one: what leaves the first to the right enters the second."""
         first = lambda x: x[:, :, :, 0::2]
         second = lambda x: x[:, :, :, 1::2]
         a, b = ({key: part(x) for key, x in self.links.items()} for part in (first, second))
@@ -221,8 +220,8 @@ def grid_scan_cases() -> Iterator[Case]:
     yield case("one row", (1, 7))
     yield case("one column", (6, 1))
     yield case("padded", (5, 7), width=(4, 8))
-    yield case("square", (8, 8), 3, (8, 8))
-    yield case("long", (3, 17), width=(5, 9))
+    yield case("square", (8, 8), 1, (4, 4))
+    yield case("long", (2, 9), width=(5, 9))
     q, k, v, gates = case("", (4, 5)).args
     yield Case("no gates", (q, k, v, torch.zeros_like(gates)), grad=(0, 1, 2, 3))
     yield Case("open gates", (q, k, v, torch.ones_like(gates)), grad=(0, 1, 2, 3), scale=100.0)

@@ -9,16 +9,13 @@ The products with the inputs do not depend on the state, so callers compute them
 * Heads: a weight (G*D,K) instead of (G*D,D) is block-diagonal; its rows stand as in the dense one, and the D/K heads
   of the state do not see each other.
 * The result has the promoted dtype of ``pre``, the weights and the initial state. Half precision is computed
-  in float32; under ``torch.autocast`` the product of a step (and only that) runs in autocast's dtype.
-* Backends, in order: ``numba`` (GRU and LSTM, float32 on the CPU: the gates of a step are one compiled pass),
-  ``loop`` (any device; torch operations), ``reference``. Both fast ones have an analytic backward, one small
-  product a step, then a single large one for the weights, and can be differentiated once.
+  in float32. Under ``torch.autocast`` the products of the loop run in autocast's dtype, of the compiled kernels only
+  the one of the weights' gradient: with few rows a step in float32 is as fast.
+* Backends, in order: ``numba`` (float32 on the CPU: all steps in one launch, with packed weights), ``loop`` (any
+  device; torch operations), ``reference``. Both fast ones have an analytic backward, one small product a step, then a
+  single large one for the weights, and can be differentiated once.
 
-The order is by measurement, a layer with its input products against torch's, training step, one thread,
-heap kept: GRU at (B,T,D) = (32,128,256) numba 122 ms, loop 136, ``torch.nn.GRU`` 147; at (256,8,192) 37, 39
-and 40, where the products are nearly everything (under bf16 autocast 22 and 25). ``torch.nn.LSTM`` is
-oneDNN's fused layer and wins wherever it applies: :func:`transduce.ops.rnn_fused.lstm_layer`. ``python -m
-benchmarks.rnn`` repeats this.
+``python -m benchmarks.rnn`` measures layers, input products included, against torch's.
 """
 
 from __future__ import annotations
@@ -283,13 +280,25 @@ def _lstm_numba(
     mask: Tensor | None = None,
     resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    from . import rnn_numba
+    from . import lstm_numba
 
     _check("lstm", 4, pre, weight, (h0, c0))
     _check_steps("lstm", pre, mask, resets)
     dtype, _ = _dtypes(pre, weight, h0, c0)
-    h, c = rnn_numba.LSTM.apply(pre, weight, h0, c0, mask, _effective(mask, resets))
+    h, c = lstm_numba.LSTM.apply(pre, weight, h0, c0, mask, _effective(mask, resets))
     return h.to(dtype), c.to(dtype)
+
+
+@elman.backend("numba", when=lambda pre, weight, h0, *, mask=None, resets=None: _why_not_numba(pre, weight, h0))
+def _elman_numba(
+    pre: Tensor, weight: Tensor, h0: Tensor, *, mask: Tensor | None = None, resets: Tensor | None = None
+) -> Tensor:
+    from . import rnn_numba
+
+    _check("elman", 1, pre, weight, (h0,))
+    _check_steps("elman", pre, mask, resets)
+    dtype, _ = _dtypes(pre, weight, h0)
+    return rnn_numba.Elman.apply(pre, weight, h0, mask, _effective(mask, resets)).to(dtype)
 
 
 @elman.backend("loop", when=lambda pre, weight, h0, *, mask=None, resets=None: why_traced(pre, weight, h0))

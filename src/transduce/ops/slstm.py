@@ -11,7 +11,18 @@ from torch.nn.functional import logsigmoid
 
 from ..core.seq import zero_masked
 from .dispatch import Case, op
-from .rnn import _check, _check_steps, _dtypes, _effective, _fresh, _held, _stack, _steps, recurrent_product
+from .rnn import (
+    _check,
+    _check_steps,
+    _dtypes,
+    _effective,
+    _fresh,
+    _held,
+    _stack,
+    _steps,
+    _why_not_numba,
+    recurrent_product,
+)
 from .rnn_loop import Product, columns, fold, low_dtype, unfold, zero_before
 from .tracing import why_traced
 
@@ -39,7 +50,7 @@ def slstm(
     start -> h (B,T,D) and the last c, n, m (B,D). n' is at least 1, since one of the two exponentials is.
 
     ``mask``, ``resets`` (all four states become zero) and dtypes as in :mod:`transduce.ops.rnn`. Backends, in order:
-    ``loop`` (analytic backward, once), ``reference``. Raises ValueError for shapes that do not fit. Source: M. Beck et
+    ``numba`` (float32 on the CPU), ``loop`` (both with an analytic backward, once), ``reference``. Raises ValueError for shapes that do not fit. Source: M. Beck et
     al., xLSTM, arXiv 2405.04517, section 2.2 and appendix A; the heads: FlashRNN, arXiv 2412.07752, section 2.
     """
     _check("slstm", 4, pre, weight, (h0, c0, n0, m0))
@@ -153,6 +164,30 @@ class _Loop(torch.autograd.Function):
             found[1] = product.weight_gradient(d, read_h, weight)
         found += [unfold(s, width, heads) for s in (dh, dc, dn, dm)]
         return *(None if g is None else g.to(dtype) for g, dtype in zip(found, ctx.dtypes)), None, None, None
+
+
+@slstm.backend(
+    "numba",
+    when=lambda pre, weight, h0, c0, n0, m0, *, mask=None, resets=None: _why_not_numba(pre, weight, h0, c0, n0, m0),
+)
+def _slstm_numba(
+    pre: Tensor,
+    weight: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    n0: Tensor,
+    m0: Tensor,
+    *,
+    mask: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from . import lstm_numba
+
+    _check("slstm", 4, pre, weight, (h0, c0, n0, m0))
+    _check_steps("slstm", pre, mask, resets)
+    dtype, _ = _dtypes(pre, weight, h0, c0, n0, m0)
+    found = lstm_numba.SLSTM.apply(pre, weight, h0, c0, n0, m0, mask, _effective(mask, resets))
+    return tuple(x.to(dtype) for x in found)
 
 
 @slstm.backend(

@@ -1,7 +1,7 @@
 """Pictures of an arrow and a circle: does the one point at the other?
 
-The answer is a matter of geometry over the whole picture, so it does not change with the number of pixels, and a network
-that has learned it on small pictures can be asked about larger ones.
+The answer is a matter of geometry over the whole picture, so it does not change with the number of pixels, and a
+network that has learned it on small pictures can be asked about larger ones.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Pictures(NamedTuple):
-    """``images`` (B,size,size) from 0 (black) to 1 (white); ``labels`` (B,) are 1 where the arrow points at the circle."""
+    """``images`` (B,size,size) from 0 (black) to 1 (white); ``labels`` (B,): 1 where the arrow points at the circle."""
 
     images: Tensor
     labels: Tensor

@@ -1,4 +1,4 @@
-"""Block-diagonal linear RNN for regular languages (Fan, Chi and Rudnicky 2024, arXiv 2309.07412): what a layer can count.
+"""Block-diagonal linear RNN for regular languages (Fan, Chi and Rudnicky 2024, arXiv 2309.07412): what it can count.
 
 The state is cut into blocks, and the input chooses the matrix that acts on each of them::
 
@@ -9,8 +9,9 @@ long word; a block can be a permutation, which does both. ``blocks`` says what A
 columns, divided by the largest 1.2-norm of a column), "orthogonal" (Cayley transform of a skew matrix) or "stochastic"
 (each column a softmax, no v: a finite automaton in superposition).
 
-Simplified: the published network has a norm, the layer, and an MLP behind it, no residual around the last layer; here
-that is so in the check, while the language model is an ordinary pre-norm stack with a feedforward part a layer.
+Simplified: the published network has a norm, the layer, a norm and an MLP, no residual around the last layer; here that
+is so in the check (without norms for stochastic blocks), while the language model is an ordinary pre-norm stack with a
+feedforward part a layer.
 
 Claim: trained on words of 40 symbols, the layer labels words of 500 (running sum mod 5; is this symbol the first one
 again?), where diagonal layers do not get beyond chance. The check trains stochastic blocks, which get there within its
