@@ -25,7 +25,8 @@ Step = Callable[[Tensor], Tensor]
 @dataclass
 class Witness:
     """``run(x)`` computes the whole sequence from a fresh start. ``begin()`` makes a ``feed``, a function that takes
-    chunks one after the other, and ``states()`` which tells the state behind what was fed; either may be missing."""
+    chunks one after the other, and ``states()`` which tells the state behind what was fed. ``settings`` are for our
+    layer; ``note``: what had to be changed or worked around."""
 
     package: str
     layer: str
@@ -33,6 +34,7 @@ class Witness:
     run: Step
     begin: Callable[[], tuple[Step, Callable[[], dict[str, Tensor]]]] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
 
 
 def _randomize(module: nn.Module, dtype: torch.dtype, **special: Callable[[Tensor], Tensor]) -> None:
@@ -177,13 +179,25 @@ def rwkv4(dtype: torch.dtype) -> Witness:
         state[4] -= 1e30
 
         def feed(x: Tensor) -> Tensor:
-            y, state[:] = module(x, state=state, use_cache=True)
-            return y
+            if x.shape[1] > 1:
+                y, state[:] = module(x, state=state, use_cache=True)
+                return y
+            outputs = []
+            for row, x_row in enumerate(x):  # it takes one step of one row only, see the note below
+                y, now = module(x_row[None], state=[s[row : row + 1] for s in state], use_cache=True)
+                for kept, new in zip(state, now):
+                    kept[row] = new[0]
+                outputs.append(y)
+            return torch.cat(outputs)
 
         parts = lambda: {n: state[i][..., 0] for n, i in (("last", 1), ("sum", 2), ("weight", 3), ("top", 4))}
         return feed, parts
 
-    return Witness("transformers", "RwkvSelfAttention", module, lambda x: module(x)[0], begin)
+    fresh = [torch.zeros(BATCH, DIM, 1, dtype=dtype) for _ in range(5)]
+    with torch.no_grad():
+        shape = tuple(module(torch.zeros(BATCH, 1, DIM, dtype=dtype), state=fresh)[0].shape)
+    note = f"one step of {BATCH} rows from a state gives outputs of shape {shape} instead of {(BATCH, 1, DIM)}"
+    return Witness("transformers", "RwkvSelfAttention", module, lambda x: module(x)[0], begin, note=note)
 
 
 def mlstm(dtype: torch.dtype) -> Witness:
@@ -215,8 +229,11 @@ def mlstm(dtype: torch.dtype) -> Witness:
 
 def gated_delta(dtype: torch.dtype) -> Witness:
     from transformers import Qwen3NextConfig
+    from transformers.models.qwen3_next import modeling_qwen3_next
     from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
 
+    l2norm = modeling_qwen3_next.l2norm
+    modeling_qwen3_next.l2norm = lambda x, dim=-1, eps=0.0: l2norm(x, dim, 0.0)
     heads, keys, values = 4, 4, 8
     # The witness scales queries by keys^-1/2 behind their normalisation; with its epsilon scaled alike the norm behind
     # the memory gives the same.
@@ -226,7 +243,9 @@ def gated_delta(dtype: torch.dtype) -> Witness:
     )  # fmt: skip
     module = Qwen3NextGatedDeltaNet(config, 0)
     _randomize(module, dtype, A_log=lambda z: 0.5 * z, weight=lambda z: z / 4 if z.dim() > 1 else 1 + 0.3 * z)
-    return _transformers_mixer(module, config, "Qwen3NextGatedDeltaNet")
+    witness = _transformers_mixer(module, config, "Qwen3NextGatedDeltaNet")
+    witness.note = "the 1e-6 that it adds to squared norms of keys and queries is taken out; ours has none there"
+    return witness
 
 
 def _torch_recurrence(kind: str) -> Callable[[torch.dtype], Witness]:
@@ -325,6 +344,7 @@ def testify(name: str, dtype: torch.dtype) -> dict[str, Any]:
         "version": importlib.metadata.version(witness.package),
         "layer": witness.layer,
         "settings": witness.settings,
+        "note": witness.note,
         "weights": {k: v.detach().clone() for k, v in witness.module.state_dict().items()},
         "x": x,
         "cotangent": cotangent,

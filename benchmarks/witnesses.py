@@ -201,7 +201,7 @@ ENTRIES: dict[str, Entry] = {
         "RWKV4",
         rwkv4,
         lambda s: {"last": s["last"], **_wkv_sums(s["top"], s["sum"], s["weight"])},
-        lambda s: {"last": s.last, **_wkv_sums(*s.average.unbind(-1))},
+        lambda s: {"last": s.last, **_wkv_sums(*s.average[..., [0, 2, 1]].unbind(-1))},
     ),
     "mlstm": Entry(
         "MLSTM",
@@ -233,6 +233,7 @@ class Row:
     states: float | None = None
     steps: float | None = None
     chunks: float | str | None = None
+    note: str = ""
     problem: str | None = None
 
     @property
@@ -244,6 +245,7 @@ class Row:
 def _error(got: Tensor, want: Tensor) -> float:
     if got.shape != want.shape:
         return math.inf
+    got, want = got.detach(), want.detach()
     error = float((got.double() - want.double()).abs().max() / want.double().abs().max().clamp(min=1))
     return error if math.isfinite(error) else math.inf
 
@@ -257,7 +259,7 @@ def compare(name: str, dtype: str, found: dict[str, Any]) -> Row:
     leaf = x[:, :STEPS].clone().requires_grad_()
     y, _ = mixer(leaf)
     (dx,) = torch.autograd.grad(y, leaf, found["cotangent"])
-    row = {"outputs": _error(y, found["y"]), "gradient": _error(dx, found["dx"])}
+    row: dict[str, Any] = {"outputs": _error(y, found["y"]), "gradient": _error(dx, found["dx"])}
     if "states" in found:
         with torch.no_grad():
             wide = map_tensors(lambda t: t.to(x.dtype) if t.is_floating_point() else t, mixer.init_state(len(x)))
@@ -273,6 +275,7 @@ def compare(name: str, dtype: str, found: dict[str, Any]) -> Row:
         if not isinstance(chunked, str):
             chunked = _error(chunked[:, :STEPS], found["y"])
         row["chunks"] = chunked
+    row["note"] = found["note"]
     return Row(entry.layer, f"{found['package']} {found['version']} {found['layer']}", dtype, **row)
 
 
@@ -296,11 +299,12 @@ def _python(home: str | None, venvs: Path | None) -> str | None:
     return str(python) if python is not None and python.exists() else None
 
 
-def gather(venvs: Path | None) -> list[Row]:
+def gather(venvs: Path | None, only: str = "") -> list[Row]:
     found: dict[tuple[str, str], Row] = {}
+    asked = [name for name in ENTRIES if only in name]
     for dtype in LIMITS:
-        for home in dict.fromkeys(entry.home for entry in ENTRIES.values()):
-            names = [name for name, entry in ENTRIES.items() if entry.home == home]
+        for home in dict.fromkeys(ENTRIES[name].home for name in asked):
+            names = [name for name in asked if ENTRIES[name].home == home]
             python = _python(home, venvs)
             if python is None:
                 said = {n: {"absent": f"no environment {home}, see {PEERS.name}/{home}.txt and --venvs"} for n in names}
@@ -308,7 +312,7 @@ def gather(venvs: Path | None) -> list[Row]:
                 said = collect(names, dtype, python)
             for name in names:
                 found[name, dtype] = compare(name, dtype, said[name])
-    return [found[name, dtype] for name in ENTRIES for dtype in LIMITS]
+    return [found[name, dtype] for name in asked for dtype in LIMITS]
 
 
 # ---------------------------------------------------------------- reporting
@@ -334,7 +338,7 @@ through its cache. Our layers give the same answer for every chunking by law (`t
 {table}
 
 {verdict}
-
+{notes}
 Made by `python -m benchmarks.witnesses --venvs FOLDER`; the numbers stand in `results/witnesses.json`.
 """
 
@@ -353,16 +357,21 @@ def page(rows: list[Row]) -> str:
                      if isinstance(r.chunks, float) and r.chunks > 10 * LIMITS[r.dtype]})  # fmt: skip
     if astray:
         verdict += " Witnesses that contradict themselves when fed in chunks: " + ", ".join(astray) + "."
-    return PAGE.format(steps=STEPS, table="\n".join(lines), verdict=verdict)
+    notes = dict.fromkeys(f"* {r.witness}: {r.note}." for r in rows if r.note)
+    notes = "\nWhat had to be changed in a witness, or worked around:\n\n" + "\n".join(notes) + "\n" if notes else ""
+    return PAGE.format(steps=STEPS, table="\n".join(lines), verdict=verdict, notes=notes)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--venvs", type=Path, help="folder of the witnesses' virtual environments")
+    parser.add_argument("--only", default="", help="witnesses whose name contains this; nothing is written then")
     options = parser.parse_args(arguments)
-    rows = gather(options.venvs)
+    rows = gather(options.venvs, options.only)
     text = page(rows)
     print(text)
+    if options.only:
+        return 0
     RESULTS.mkdir(exist_ok=True)
     content = {
         "command": "python -m benchmarks.witnesses --venvs FOLDER",

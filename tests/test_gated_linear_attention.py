@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from transduce.nn import HGRN2, MLSTM, GatedLinearAttention, Retention
+from transduce.nn import HGRN2, MLSTM, GatedLinearAttention, LowerBounds, Retention, Serial
 from transduce.nn.gated_linear_attention import log_forget
 from transduce.nn.mlstm import MLSTMState, stabiliser
 from transduce.testing import check_mixer
@@ -157,3 +157,10 @@ def test_retention_starts_as_published():
     for part in parts:  # xavier uniform of each matrix of its own with gain 2^-2.5
         bound = 2**-2.5 * (6 / (64 + len(part))) ** 0.5
         assert 0.95 * bound < float(part.detach().abs().max()) <= bound
+
+
+def test_layers_of_hgrn2_share_bounds_that_rise():
+    bounds = LowerBounds(3, 16)
+    stack = Serial(*(HGRN2(16, 2, bound=bounds.layer(k)) for k in range(3)))
+    assert len([p for p in stack.parameters() if p is bounds.weight]) == 1
+    check_mixer(lambda dim: stack, dim=16, dtype=torch.float64)

@@ -24,6 +24,7 @@ from transduce.nn.newton import Channels
 from transduce.nn.para import HeadInput
 from transduce.ops.affine import affine_scan
 from transduce.ops.newton import Newton, automatic_jacobian, newton_solve
+from transduce.ops.para import para_gru, para_lstm
 from transduce.testing import check_mixer
 from transduce.testing.ops import check_op
 
@@ -44,6 +45,12 @@ def problem(kind, batch=3, steps=40, width=6, dtype=torch.float64, scale=1.0):
 def test_the_affine_scan_obeys_the_law():
     record = check_op(affine_scan)
     assert {c.backend for c in record if c.refused is None} == {"numba", "doubling", "reference"}
+
+
+@pytest.mark.parametrize("op", [para_gru, para_lstm], ids=lambda o: o.name)
+def test_the_compiled_loops_obey_the_law(op):
+    record = check_op(op)
+    assert {c.backend for c in record if c.refused is None} == {"numba", "reference"}
 
 
 def test_wrong_shapes_of_the_affine_scan_are_named():
@@ -162,10 +169,10 @@ def test_a_cell_whose_channels_mix_is_refused():
     "factory",
     [
         lambda d: ParaGRU(d, 12, heads=4, solver="newton"),
-        lambda d: ParaLSTM(d, solver="loop"),
+        lambda d: ParaLSTM(d, solver="newton"),
         lambda d: ConvGated(d, 2 * d, ParaGRU(2 * d, solver="newton")),
     ],
-    ids=["ParaGRU, narrow, heads", "ParaLSTM, loop", "ConvGated"],
+    ids=["ParaGRU, narrow, heads", "ParaLSTM", "ConvGated"],
 )
 def test_laws(factory, dtype):
     check_mixer(factory, dtype=dtype)

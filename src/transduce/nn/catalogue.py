@@ -60,6 +60,8 @@ MIXERS: Mapping[str, Callable[[int], Mixer]] = {
     "para-gru": partial(ParaGRU, solver="newton"),
     "para-lstm": partial(ParaLSTM, solver="newton"),
     "plstm": PLSTM,
+    "para-gru": ParaGRU,
+    "para-lstm": ParaLSTM,
     "retention": Retention,
     "rg-lru": RGLRU,
     "rwkv4": RWKV4,

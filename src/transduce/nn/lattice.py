@@ -80,6 +80,7 @@ class Lattice(Mixer):
         self.decay = nn.Linear(dim, heads) if forget else None
         self.fresh = nn.Parameter(initial_slots(slots, self.width).repeat(heads, 1, 1))
         self.output = HeadOutput(dim, heads, self.width)
+        nn.init.constant_(self.rate.bias, 2.0)  # a slot takes most of the news from the first
         if self.decay is not None:
             nn.init.constant_(self.decay.bias, -5.0)  # a memory of about 150 steps at first
 

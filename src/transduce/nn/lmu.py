@@ -96,7 +96,7 @@ class LMU(Mixer):
         u, drive = self.drive_activation(self.drive(x), before.drive, **marks)
         work = torch.promote_types(x.dtype, torch.float32)
         a, b = self.transition.to(work), self.writing.to(work)
-        m, memory = lti(a, b, None, u, before.memory, **marks)
+        m, memory = lti(a, b, None, u, before.memory, **marks, final=state is not None)
         m, read = self.read(m.flatten(2), before.read, **marks)
         y, output = self.output_activation(self.output(torch.cat((m, x), -1)), before.output, **marks)
         return y, None if state is None else LMUState(memory, drive, read, output)

@@ -20,6 +20,7 @@ from transduce.core.seq import zero_masked
 from transduce.core.state import State
 from transduce.core.tap import tap
 from transduce.ops.rnn import elman, gru, lstm, recurrent_product
+from transduce.ops.rnn_fused import lstm_layer
 from transduce.ops.tracing import why_traced
 
 from .masking import only_pads_right, valid_resets
@@ -30,7 +31,8 @@ class Recurrence(Mixer):
     """Runs a :class:`Cell` over time: s_t = step(inputs(x)_t, s_{t-1}), y_t = project(output(s_t)).
 
     ``solver``: "loop" calls ``cell.step`` once a step; "fused" calls the cell's own
-    ``solve(pre, state, *, mask, resets) -> (outputs, state)`` for the whole chunk; "newton" solves all steps at once
+    ``solve(pre, state, *, mask, resets) -> (outputs, state)`` for the whole chunk, or, where nothing is masked or reset,
+    ``layer(x, state)`` with the input products in it, if the cell has that and it does not answer None; "newton" solves all steps at once
     (:mod:`transduce.ops.newton`) and serves cells whose channels do not read each other's state. A cell says its
     Jacobian with ``jacobian(pre, state)`` (:class:`transduce.nn.newton.Channels`); any other cell is differentiated and
     looked at on its first use, and UserError says why where it does not fit. "auto" takes "fused" where the cell has
@@ -57,12 +59,17 @@ class Recurrence(Mixer):
         self, x: Tensor, state: State = None, *, mask: Tensor | None = None, resets: Tensor | None = None
     ) -> tuple[Tensor, State]:
         resets = valid_resets(resets, mask)
-        pre = self.cell.inputs(zero_masked(x, mask))
+        x = zero_masked(x, mask)
         if state is None and only_pads_right(mask):
             mask = None  # nobody reads behind the last valid step, so no kernel need hold the rows there
         before = self.cell.init_state(x.shape[0]) if state is None else state
-        run = {"fused": getattr(self.cell, "solve", None), "newton": self._newton}.get(self.solver, self._loop)
-        y, after = run(pre, before, mask=mask, resets=resets)
+        found = None
+        if self.solver == "fused" and mask is None and resets is None and hasattr(self.cell, "layer"):
+            found = self.cell.layer(x, before)
+        if found is None:
+            run = {"fused": getattr(self.cell, "solve", None), "newton": self._newton}.get(self.solver, self._loop)
+            found = run(self.cell.inputs(x), before, mask=mask, resets=resets)
+        y, after = found
         if self.project is not None:
             y = self.project(y)
         return y, None if state is None else after
@@ -215,6 +222,16 @@ class LSTMCell(Cell):
     ) -> tuple[Tensor, LSTMState]:
         h, c = lstm(pre, self.weight, state.h, state.c, mask=mask, resets=resets)
         return h, LSTMState(h[:, -1].clone(), c[:, -1].clone())
+
+    def layer(self, x: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState] | None:
+        """By torch's own kernel, where that is the faster one: a dense matrix in float32 on the CPU, some steps."""
+        tensors = (x, self.weight, *state)
+        plain = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+        dense = self.weight.shape[1] == self.hidden and x.shape[1] >= 4
+        if not (plain and dense) or torch.is_autocast_enabled("cpu") or why_traced(*tensors) is not None:
+            return None
+        y, h, c = lstm_layer(x, self.input.weight, self.input.bias, self.weight, state.h, state.c)
+        return y, LSTMState(h, c)
 
 
 def Elman(dim: int, hidden: int | None = None, *, heads: int = 1, solver: str = "auto") -> Recurrence:

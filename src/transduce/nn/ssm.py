@@ -179,9 +179,9 @@ class S4D(Mixer):
         self, x: Tensor, state: State = None, *, mask: Tensor | None = None, resets: Tensor | None = None
     ) -> tuple[Tensor, State]:
         x = zero_masked(x, mask)
-        y, after = lti(*self.system(), x, state, mask=mask, resets=resets)
+        y, after = lti(*self.system(), x, state, mask=mask, resets=resets, final=state is not None)
         y = self.dropout(F.gelu(torch.addcmul(y[..., 0], self.skip, x)))
-        return self.mix(y), None if state is None else after
+        return self.mix(y), after
 
     def extra_repr(self) -> str:
         return f"{self.dim}, state={2 * self.modes}, discretization={self.discretization!r}"
@@ -287,9 +287,10 @@ class LSSL(Mixer):
     ) -> tuple[Tensor, State]:
         x = zero_masked(x, mask)
         a, b = self.system()
-        y, after = lti(a, b, self.output.to(a.dtype), x, state, mask=mask, resets=resets)
+        c, final = self.output.to(a.dtype), state is not None
+        y, after = lti(a, b, c, x, state, mask=mask, resets=resets, final=final)
         y = F.gelu(torch.addcmul(y, self.skip, x[..., None])).flatten(2)
-        return self.mix(y), None if state is None else after
+        return self.mix(y), after
 
     def extra_repr(self) -> str:
         return f"{self.dim}, state={self.size}, discretization={self.discretization!r}, trained={self.trained}"

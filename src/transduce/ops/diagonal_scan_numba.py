@@ -31,7 +31,9 @@ def _real_back(grad: Lanes, a: Lanes, before: Lanes, carry: Lanes, da: Lanes) ->
     return u, u * a, da + u * before
 
 
-def _complex_back(g_re, g_im, a_re, a_im, re, im, c_re, c_im, da_re, da_im):  # noqa: ANN001, ANN202 (ten Lanes)
+def _complex_back(*rows: Lanes) -> tuple[Lanes, ...]:
+    """The same for grad, a, before, carry and da in two planes each, and results in two planes each."""
+    g_re, g_im, a_re, a_im, re, im, c_re, c_im, da_re, da_im = rows
     u_re, u_im = g_re + c_re, g_im + c_im
     return (
         u_re,

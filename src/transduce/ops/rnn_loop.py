@@ -29,13 +29,14 @@ def fold(x: Tensor, work: torch.dtype, width: int, heads: int) -> Tensor:
     return torch.empty(x.shape, dtype=work, device=x.device).copy_(x).view(order)
 
 
-def unfold(x: Tensor, width: int, heads: int) -> Tensor:
-    """The way back: (T,H*B,P/H) -> (B,T,P), (H*B,P/H) -> (B,P)."""
-    if heads == 1:
-        return x.transpose(0, 1).contiguous() if x.dim() == 3 else x
+def unfold(x: Tensor, width: int, heads: int, *, into: Tensor | None = None) -> Tensor:
+    """The way back: (T,H*B,P/H) -> (B,T,P), (H*B,P/H) -> (B,P); ``into`` a place of that shape where one is given."""
     x = x.unflatten(-2, (heads, -1)).unflatten(-1, (-1, width))  # (T,H,B,G,K)
     order = (2, 0, 3, 1, 4) if x.dim() == 5 else (1, 2, 0, 3)
-    return x.permute(order).contiguous().flatten(-3)
+    x = x.permute(order)
+    if into is None:
+        return x.contiguous().flatten(-3)
+    return into.unflatten(-1, x.shape[-3:]).copy_(x)
 
 
 def held_pre(

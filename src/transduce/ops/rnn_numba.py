@@ -296,8 +296,8 @@ class GRU(torch.autograd.Function):
         dpre = None
         if need_pre:
             dpre = torch.empty(rows // heads, steps, 3 * whole, dtype=ctx.dtypes[0])
-            dpre[..., : 2 * whole].copy_(unfold(d[..., : 2 * width], width, heads))
-            dpre[..., 2 * whole :].copy_(unfold(dn, width, heads))
+            unfold(d[..., : 2 * width], width, heads, into=dpre[..., : 2 * whole])
+            unfold(dn, width, heads, into=dpre[..., 2 * whole :])
         product = Product(weight, WORK, ctx.low, heads)
         read = zero_before(states[:-1], restarts)
         return (

@@ -27,8 +27,8 @@ from transduce.train.check import Check
 from transduce.train.plots import curves
 from transduce.train.streams import smoothed, stream_accuracy, train_stream
 
-PAIRS, VOCABULARY, LENGTH, DIM, HEADS, SLOTS = 16, 256, 64, 64, 1, 16
-BATCH, UPDATES, RATE = 32, 2000, 3e-3
+PAIRS, VOCABULARY, LENGTH, DIM, HEADS, SLOTS = 16, 256, 64, 32, 1, 8
+BATCH, UPDATES, RATE = 16, 2000, 3e-3
 CHUNKS = (32, 16, 8, 4, 2, 1)
 
 
@@ -69,7 +69,7 @@ KINDS: dict[str, Callable[[int, int, int], Mixer]] = {
 
 
 def network(kind: str, seed: int) -> Labeller:
-    """Embedding, one memory of 16 x 64 floats in a residual branch, norm, head: whatever recalls is the memory."""
+    """Embedding, one memory of 8 x 32 floats in a residual branch, norm, head: whatever recalls is the memory."""
     torch.manual_seed(seed)
     stack = mixer_stack([KINDS[kind](DIM, HEADS, SLOTS)], DIM, norm=RMSNorm)
     return Labeller(Embed(VOCABULARY, DIM), stack, DIM, VOCABULARY)

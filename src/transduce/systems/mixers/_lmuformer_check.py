@@ -24,8 +24,8 @@ from transduce.train.plots import curves
 
 from ._digits import Sequences, digits
 
-WIDTH, MEMORY, WINDOW, EPOCHS, BATCH, RATE = 48, 16, 64.0, 15, 32, 6e-3
-SPIKING_EPOCHS = 30
+WIDTH, MEMORY, WINDOW, EPOCHS, BATCH, RATE = 48, 16, 64.0, 8, 16, 6e-3
+SPIKING_EPOCHS = 16
 KINDS = {"lmuformer": "LMUFormer", "spiking": "spiking LMUFormer", "gru": "GRU", "lmu": "plain LMU"}
 
 

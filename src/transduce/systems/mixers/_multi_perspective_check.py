@@ -28,7 +28,7 @@ DIM, LAYERS, STREAMS, SEEDS, TESTED = 256, 3, 4, (0, 1, 2), 200
 """Below a width of 240 the mixing vectors of three more streams are more than 0.5 % of the parameters, 15 / (13 width).
 TESTED: windows of 256 characters of other modules that are predicted."""
 STEPS, RATE, SYMBOLS = 250, 3e-3, 4096
-TUNING_STEPS, TUNING_RATE, TUNING_SYMBOLS = 120, 3e-2, 1024
+TUNING_STEPS, TUNING_RATE, TUNING_SYMBOLS = 200, 3e-2, 1024
 LEAST = 0.005
 """Bits a character by which each further step of the comparison must be better."""
 

@@ -24,7 +24,7 @@ from transduce.train.streams import stream_accuracy, train_stream
 
 HEADS, KEYS, VALUES = 4, 32, 64
 LENGTHS = (64, 256, 1024, 4096, 16384)
-MEMORY_HEADS, LAGS, STEPS, CLASSES = (0, 2, 4), (16, 64, 256, 512), 300, 16
+MEMORY_HEADS, LAGS, STEPS, CLASSES = (0, 2, 4), (16, 64, 256), 300, 16
 
 
 def check(report: Check) -> None:
