@@ -3,7 +3,6 @@
 import torch
 
 from transduce.ops.block_scan import block_scan
-from transduce.ops.dispatch import use_backend
 from transduce.testing.ops import check_op
 
 

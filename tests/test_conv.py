@@ -38,17 +38,19 @@ def test_every_backend_agrees_with_the_reference():
 
 def test_backend_says_why_it_refuses():
     x, w, mask = normal(2, 5, 3), normal(3, 9), torch.ones(2, 5, dtype=torch.bool)
-    assert causal_conv.why(x, w) == {"conv1d": "used"}
-    assert "skip" in causal_conv.why(x, w, mask=mask)["conv1d"]
-    assert "backward" in causal_conv.why(x, w[:, :4])["conv1d"]
+    assert causal_conv.why(x, w[:, :4]) == {"numba": "used"}
+    assert causal_conv.why(x, w)["conv1d"] == "used" and "at most 8" in causal_conv.why(x, w)["numba"]
+    assert all("skip" in reason for reason in list(causal_conv.why(x, w, mask=mask).values())[:-1])
+    half = x.bfloat16(), w[:, :4].bfloat16()
+    assert "one dtype" in causal_conv.why(*half)["numba"] and "backward" in causal_conv.why(*half)["conv1d"]
     with torch.no_grad():
-        assert causal_conv.why(x, w[:, :4]) == {"conv1d": "used"}
+        assert causal_conv.why(*half)["conv1d"] == "used"
 
 
 def test_a_tail_of_the_wrong_length_is_refused():
     for backend in causal_conv.backends:
-        with pytest.raises(ValueError, match="tail of 8 inputs, got 3"):
-            causal_conv.run(backend, normal(2, 5, 3), normal(3, 9), None, normal(2, 3, 3))
+        with pytest.raises(ValueError, match="tail of 3 inputs, got 2"), torch.no_grad():
+            causal_conv.run(backend, normal(2, 5, 3), normal(3, 4), None, normal(2, 2, 3))
 
 
 @each

@@ -6,7 +6,7 @@ import torch
 from transduce.ops.retention import retention
 from transduce.testing.ops import check_op
 
-BACKENDS = ("chunked", "reference")
+BACKENDS = ("numba", "chunked", "reference")
 
 
 def inputs(steps=150, batch=2, heads=2, width=4, dtype=torch.float64):
@@ -63,8 +63,8 @@ class TestEveryBackend:
 
     def test_no_steps(self, backend):
         q, k, v, g, s0 = inputs(0)
-        if backend == "chunked":
-            assert "single step" in retention.refusal("chunked", q, k, v, g, s0)
+        if backend != "reference":
+            assert "single step" in retention.refusal(backend, q, k, v, g, s0)
             backend = "reference"
         y, state = retention.run(backend, q, k, v, g, s0)
         assert y.shape == (2, 0, 2, 4) and torch.equal(state, s0)

@@ -27,6 +27,7 @@ COMMANDS = {
         "run a system's full check against its paper's claims",
     ),
     "compare": ("transduce.cli.compare", "compare_command", "compare systems under one budget"),
+    "bench": ("transduce.cli.bench", "bench_command", "measure every mixer on the same small tasks"),
     "sweep": ("transduce.cli.sweep", "sweep_command", "search for good settings of a system"),
     "doctor": ("transduce.cli.doctor", "doctor_command", "say what works on this machine and what does not"),
     "laws": ("transduce.cli.info", "laws_command", "tell which law of the state protocol a layer breaks"),

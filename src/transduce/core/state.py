@@ -121,6 +121,18 @@ def leaves(state: State) -> list[Tensor]:
     return found
 
 
+def nodes(state: State) -> list[StateNode]:
+    """The parts of the tree that keep their rows in a way of their own; what is inside of them is not looked at."""
+    found: list[StateNode] = []
+
+    def note(node: StateNode) -> StateNode:
+        found.append(node)
+        return node
+
+    _walk(state, lambda t: t, note)
+    return found
+
+
 def unflatten(like: State, tensors: Iterable[Tensor]) -> State:
     """The tree ``like`` with its tensors replaced, in the order of :func:`leaves`."""
     queue = iter(tensors)

@@ -9,6 +9,8 @@ from .memory import FreeAnswers, MemoryNetwork, RecentDecoder, TiedAnswers
 from .mixer_decoder import DecoderLayer, MixerDecoder
 from .mixer_lm import mixer_language_model
 from .multi_source import MultiSourceEncoder, MultiSourceLayer
+from .perspectives import PerspectiveDecoder, perspectives
+from .pictures import PatchLabeller, Raster
 from .pointer import PointerAttend, PointerDecoder, PointerNet
 from .recurrent_decoder import RecurrentDecoder
 from .red import RedForm, RedSize, RegularisedEncoderDecoder
@@ -28,9 +30,12 @@ __all__ = [
     "MixerDecoder",
     "MultiSourceEncoder",
     "MultiSourceLayer",
+    "PatchLabeller",
+    "PerspectiveDecoder",
     "PointerAttend",
     "PointerDecoder",
     "PointerNet",
+    "Raster",
     "RecentDecoder",
     "RecurrentDecoder",
     "RedForm",
@@ -42,4 +47,5 @@ __all__ = [
     "UnfoldingEncoder",
     "VectorEncoder",
     "mixer_language_model",
+    "perspectives",
 ]

@@ -28,9 +28,13 @@ class Attention(Mixer):
         kv_heads: number of key and value heads, a divisor of ``heads``; default as many.
         window: a step sees the last ``window`` valid steps, itself included (not causal: as many ahead);
             None for all.
-        position: "rotary", "sinusoidal", "relative", "alibi" or None, see :mod:`transduce.nn.position`.
+        position: "rotary", "half-rotary", "sinusoidal", "relative", "alibi" or None, see :mod:`transduce.nn.position`.
         causal: whether a step sees only itself and earlier ones. If not, a state is refused.
         dropout: share of the weights that is dropped while training.
+        logit_growth: (c, L), for texts longer than the L steps that were trained on. Outside of training the scores of
+            the n-th step of a history are multiplied by max(1, 1 + c ln(n / L)), so that the softmax over ever more
+            keys does not flatten (Puvvada et al. 2025, arXiv 2504.08719: in layers without positions; c is fitted on
+            held-out long texts, c = 1 / ln L keeps the entropy). Not with a window, whose number of keys is constant.
 
     The state is a :class:`~transduce.nn.arena.KVArena`: constant with a window, otherwise growing by
     ``bytes_per_step``. The weights (B,H,T,S) are tapped as ``weights``.
@@ -45,6 +49,7 @@ class Attention(Mixer):
         position: str | None = "rotary",
         causal: bool = True,
         dropout: float = 0.0,
+        logit_growth: tuple[float, int] | None = None,
     ) -> None:
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
@@ -54,6 +59,12 @@ class Attention(Mixer):
             raise ValueError(f"kv_heads must divide heads, got {kv_heads} and {heads}")
         if window is not None and window < 1:
             raise ValueError(f"a window holds at least the step itself, got {window}")
+        if logit_growth is not None:
+            if window is not None or not causal:
+                raise ValueError("logit_growth is for causal attention without a window: the keys of others do not grow")
+            if not (logit_growth[0] >= 0 and logit_growth[1] >= 1):
+                raise ValueError(f"logit_growth is (c >= 0, trained length >= 1), got {logit_growth}")
+        self.logit_growth = logit_growth
         self.heads, self.kv_heads, self.width = heads, kv_heads, dim // heads
         self.window, self.causal, self.dropout = window, causal, dropout
         self.lookahead = 0 if causal else None if window is None else window - 1
@@ -130,6 +141,10 @@ class Attention(Mixer):
         qkv = self.project(self.position.add(x, position)).unflatten(-1, (-1, self.width))
         qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), 2)
         q, k = self.position.rotate(qk, position).split((self.heads, self.kv_heads), 2)
+        if self.logit_growth is not None and not self.training:
+            slope, trained = self.logit_growth
+            growth = (1 + slope * torch.log((position + 1).to(q.dtype) / trained)).clamp_min(1.0)
+            q = q * growth[..., None, None]
         return q, k, v
 
     def _attend(

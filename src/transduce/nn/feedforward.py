@@ -6,14 +6,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+_GATES = {"swiglu": F.silu, "geglu": F.gelu}
 
 
 class FeedForward(nn.Module):
-    """y = W_2 f(W_1 x), or the gated form y = W_2 (SiLU(W_g x) * W_1 x).
+    """y = W_2 f(W_1 x), or the gated form y = W_2 (f(W_g x) * W_1 x).
 
     x: (..., dim) -> (..., dim). ``activation``: "relu" (Vaswani et al. 2017, section 3.3), "gelu", "silu", or
-    "swiglu", the gated form (Shazeer 2020, section 2). ``hidden`` is 4 dim by default; with "swiglu" 8/3 dim,
-    rounded up to a multiple of 8, so that both have about the same number of parameters. ``dropout`` acts on
+    gated "swiglu" (f = SiLU) and "geglu" (f = GELU; Shazeer 2020, section 2). ``hidden`` is 4 dim by default; gated
+    8/3 dim, rounded up to a multiple of 8, so that both have about the same number of parameters. ``dropout`` acts on
     the hidden layer. Raises ValueError for another activation.
     """
 
@@ -27,12 +28,12 @@ class FeedForward(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        if activation != "swiglu" and activation not in _ACTIVATIONS:
+        if activation not in _ACTIVATIONS | _GATES:
             raise ValueError(
-                f"activation must be one of {', '.join([*_ACTIVATIONS, 'swiglu'])}, not {activation!r}"
+                f"activation must be one of {', '.join(_ACTIVATIONS | _GATES)}, not {activation!r}"
             )
         self.activation = activation
-        gated = activation == "swiglu"
+        gated = activation in _GATES
         if hidden is None:
             hidden = -(-8 * dim // 3 // 8) * 8 if gated else 4 * dim
         self.widen = nn.Linear(dim, 2 * hidden if gated else hidden, bias=bias)
@@ -40,9 +41,9 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.activation == "swiglu":
+        if self.activation in _GATES:
             gate, value = self.widen(x).chunk(2, -1)
-            hidden = F.silu(gate) * value
+            hidden = _GATES[self.activation](gate) * value
         else:
             hidden = _ACTIVATIONS[self.activation](self.widen(x))
         return self.narrow(self.dropout(hidden))

@@ -73,10 +73,21 @@ class Position(nn.Module):
 
 
 class Rotary(Position):
-    """:func:`rotary` on queries and keys."""
+    """:func:`rotary` on queries and keys, or on the first ``channels`` of every head only.
+
+    What is left unturned compares contents wherever they stand (De et al. 2024, arXiv 2402.19427, as released, turns
+    half a head).
+    """
+
+    def __init__(self, channels: int | None = None) -> None:
+        super().__init__()
+        self.channels = channels
 
     def rotate(self, x: Tensor, position: Tensor) -> Tensor:
-        return rotary(x, position)
+        if self.channels is None:
+            return rotary(x, position)
+        turned, left = x.split((self.channels, x.shape[-1] - self.channels), -1)
+        return torch.cat((rotary(turned, position), left), -1)
 
 
 class Sinusoidal(Position):
@@ -114,7 +125,7 @@ class RelativeBias(Position):
         return nn.functional.embedding(places, self.table.to(dtype)).permute(0, 3, 1, 2)
 
 
-POSITIONS = ("rotary", "sinusoidal", "relative", "alibi")
+POSITIONS = ("rotary", "half-rotary", "sinusoidal", "relative", "alibi")
 
 
 def make_position(name: str | None, *, heads: int, width: int) -> Position:
@@ -125,6 +136,12 @@ def make_position(name: str | None, *, heads: int, width: int) -> Position:
         if width % 2:
             raise ValueError(f"rotary positions need an even head width, got {width}; change dim or heads")
         return Rotary()
+    if name == "half-rotary":
+        if width % 4:
+            raise ValueError(
+                f"half-rotary positions need a head width that is a multiple of 4, got {width}; change dim or heads"
+            )
+        return Rotary(width // 2)
     if name == "sinusoidal":
         return Sinusoidal()
     if name == "alibi":

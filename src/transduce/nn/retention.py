@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -31,22 +32,35 @@ class Retention(Mixer):
 
     Sun et al. 2023 (arXiv 2307.08621, section 2).
     q and k are rotated by the row's own position, which is part of the state; gamma_h = 1 - 2^(-5-h). Each
-    head's output is normalised outside of the recurrence. Value heads are ``expansion`` times as wide as key
-    heads.
+    head's output is normalised outside of the recurrence, so the scalings that the authors' code puts into it to keep
+    numbers small, and that the normalisation takes out again, are not needed. The angles are those of rotary
+    positions, 10000^(-2i/K); the authors' run evenly from 1 to 1/10000.
+
+    Args:
+        dim: width of inputs and outputs; keys have K = dim / heads channels a head.
+        heads: number of heads.
+        expansion: value heads are so many times as wide as key heads.
+        decays: gamma of every head, above 0 and at most 1, where another than 1 - 2^(-5-h) is wanted.
     """
 
-    def __init__(self, dim: int, heads: int = 4, *, expansion: int = 2) -> None:
+    def __init__(
+        self, dim: int, heads: int = 4, *, expansion: int = 2, decays: Sequence[float] | None = None
+    ) -> None:
         super().__init__()
         if dim % (2 * heads):
-            raise ValueError(
-                f"retention needs a width that is a multiple of 2 * heads = {2 * heads}, got {dim}"
-            )
+            raise ValueError(f"retention needs a width that is a multiple of 2 * heads = {2 * heads}, got {dim}")
         self.heads, self.width = heads, dim // heads
         self.values = expansion * self.width
         self.input = nn.Linear(dim, 2 * dim + 2 * heads * self.values, bias=False)
         self.output = nn.Linear(heads * self.values, dim, bias=False)
-        nn.init.xavier_uniform_(self.input.weight, gain=2**-2.5)
-        decay = [math.log1p(-(2.0 ** (-5 - h))) for h in range(heads)]
+        for part in self.input.weight.split((dim, dim, *[heads * self.values] * 2)):  # each as a matrix of its own
+            nn.init.xavier_uniform_(part, gain=2**-2.5)
+        nn.init.xavier_uniform_(self.output.weight)
+        if decays is None:
+            decays = [1.0 - 2.0 ** (-5 - h) for h in range(heads)]  # exact in float64
+        if len(decays) != heads or not all(0 < gamma <= 1 for gamma in decays):
+            raise ValueError(f"retention needs one decay above 0 and at most 1 for each of {heads} heads, got {decays}")
+        decay = [math.log(gamma) for gamma in decays]
         self.register_buffer("log_decay", torch.tensor(decay, dtype=torch.float64), persistent=False)
 
     def init_state(self, batch: int, *, capacity: int | None = None) -> State:

@@ -9,6 +9,7 @@ from torch import nn
 
 from transduce.core.protocols import Mixer
 
+from .attention import Attention
 from .combine import Pointwise, Residual, Serial
 from .norm import LayerNorm
 
@@ -51,3 +52,27 @@ def mixer_stack(
         if feedforward is not None:
             parts.append(Residual(Pointwise(feedforward()), norm=norm(dim), dropout=dropout))
     return Serial(*parts, Pointwise(norm(dim)))
+
+
+def swan_mixers(
+    layers: int,
+    dim: int,
+    heads: int = 4,
+    *,
+    window: int,
+    every: int = 4,
+    logit_growth: tuple[float, int] | None = None,
+) -> list[Mixer]:
+    """Attention layers for texts longer than those of training: one of ``every`` sees the whole past without positions,
+    the others the last ``window`` steps with rotary ones, the first layer being of the first kind.
+
+    No layer ever meets a distance that it was not trained on, and only one of ``every`` keeps more than a window.
+    ``logit_growth`` acts in the layers without a window, see :class:`~transduce.nn.attention.Attention`. Source: Puvvada
+    et al. 2025, SWAN-GPT (arXiv 2504.08719, section 3), whose ratio is one of four.
+    """
+    return [
+        Attention(dim, heads, window=window)
+        if i % every
+        else Attention(dim, heads, position=None, logit_growth=logit_growth)
+        for i in range(layers)
+    ]

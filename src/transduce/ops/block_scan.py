@@ -231,7 +231,7 @@ block_scan.matrix = block_scan_matrix
 
 @block_scan.cases
 def block_scan_cases() -> Iterator[Case]:
-    """Every argument, sizes of blocks with and without a kernel of their own, odd lengths, one step, flags, extremes."""
+    """Every argument, blocks of several sizes, odd lengths, one step, flags, extremes."""
     g = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from transduce.core.seq import zero_masked
 from transduce.ops.dispatch import Case, op
+from transduce.ops.tracing import has_numba, why_traced
 
 
 @op
@@ -58,6 +59,57 @@ def causal_conv(
         # Stretches are numbered upwards, so the largest number is the one the row ends in.
         tail = zero_masked(tail, tail_history == history.amax(1, keepdim=True))
     return y, tail
+
+
+def _numba_refuses(
+    x_BTD: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    tail_BLD: Tensor | None = None,
+    *,
+    dilation: int = 1,
+    mask: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> str | None:
+    if mask is not None or resets is not None:
+        return "a mask or resets skip steps, which a dense convolution cannot"
+    if weight.dim() != 2 or weight.shape[1] > 8:
+        return "the kernel is for at most 8 taps of single channels"
+    given = [t for t in (x_BTD, weight, bias, tail_BLD) if t is not None]
+    for t in given:
+        if t.device.type != "cpu":
+            return f"a tensor is on {t.device}, the kernel runs on the CPU"
+    traced = why_traced(*given)  # first: what follows cannot be traced
+    if traced is not None:
+        return traced
+    if x_BTD.dtype not in (torch.float32, torch.float64) or any(t.dtype != x_BTD.dtype for t in given):
+        return "the kernel takes tensors of one dtype, float32 or float64"
+    if not x_BTD.numel():
+        return "there is nothing to compute"
+    return None if has_numba() else "numba is not installed"
+
+
+@causal_conv.backend("numba", when=_numba_refuses)
+def causal_conv_numba(
+    x_BTD: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    tail_BLD: Tensor | None = None,
+    *,
+    dilation: int = 1,
+    mask: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One compiled pass forward and one backward; to be differentiated once."""
+    from transduce.ops.conv_numba import DepthwiseConv
+
+    reach = (weight.shape[-1] - 1) * dilation
+    tail = _tail_or_zeros(tail_BLD, x_BTD, reach)
+    if bias is None:
+        bias = weight.new_zeros(len(weight))
+    y = DepthwiseConv.apply(*(t.contiguous() for t in (x_BTD, weight.mT, bias, tail)), dilation)
+    steps = x_BTD.shape[1]
+    return y, x_BTD[:, steps - reach :].clone() if steps >= reach else torch.cat((tail[:, steps:], x_BTD), 1)
 
 
 def _conv1d_refuses(

@@ -57,6 +57,11 @@ class Lanes:
         im = self._plus(self._times(self.re, other.im), self._times(self.im, other.re))
         return Lanes(self._builder, re, im)
 
+    def __truediv__(self, other: Lanes) -> Lanes:
+        if self.im is not None:
+            raise TypeError("lanes divide real numbers only")
+        return Lanes(self._builder, self._builder.fdiv(self.re, other.re, flags=_CONTRACT))
+
     def conj(self) -> Lanes:
         im = None if self.im is None else self._builder.fneg(self.im)
         return Lanes(self._builder, self.re, im)
@@ -91,6 +96,15 @@ class _Rows:
             return Lanes(self._builder, value)
         return Lanes(self._builder, self._every_other(value, 0), self._every_other(value, 1))
 
+    def repeat(self, number: ir.Value) -> Lanes:
+        """A real number in every lane."""
+        if self._lanes == 1:
+            return Lanes(self._builder, number)
+        i32, kind = ir.IntType(32), ir.VectorType(self._real, self._lanes)
+        first = self._builder.insert_element(ir.Constant(kind, ir.Undefined), number, i32(0))
+        everywhere = ir.Constant(ir.VectorType(i32, self._lanes), [0] * self._lanes)
+        return Lanes(self._builder, self._builder.shuffle_vector(first, first, everywhere))
+
     def store(self, value: Lanes, base: ir.Value, index: ir.Value) -> None:
         address, kind = self._address(base, index)
         whole = value.re
@@ -112,20 +126,24 @@ def lanewise(compute: Callable[..., Sequence[Lanes]], *, inputs: int, falling: b
     """A function for use in kernels: ``step((x, y, out))`` on contiguous rows of one length and dtype.
 
     The first ``inputs`` rows are read, ``compute`` gets their :class:`Lanes` and returns those of the rows
-    that follow. With ``falling`` the row is walked from its end.
+    that follow. Behind the rows there may be real numbers, ``step((x, out, factor))``: ``compute`` gets each as
+    :class:`Lanes`, too, behind those of the rows. With ``falling`` the row is walked from its end.
     """
 
     @intrinsic
     def step(typingctx, rows):  # noqa: ANN001, ANN202 (numba's own signature)
-        kinds = list(rows)
+        kinds = [kind for kind in rows if isinstance(kind, types.Array)]
+        numbers = list(rows)[len(kinds) :]
         dtype = kinds[0].dtype
+        if any(not isinstance(n, types.Float) for n in numbers) or numbers and isinstance(dtype, types.Complex):
+            raise TypeError(f"lanewise takes rows and then real numbers beside real rows, got {rows}")
         if any(k.ndim != 1 or k.layout != "C" or k.dtype != dtype for k in kinds):
             raise TypeError(f"lanewise needs contiguous rows of one dtype, got {kinds}")
 
         def codegen(context, builder, signature, args):  # noqa: ANN001, ANN202
+            given = cgutils.unpack_tuple(builder, args[0])
             views = [
-                context.make_array(kind)(context, builder, value)
-                for kind, value in zip(kinds, cgutils.unpack_tuple(builder, args[0]))
+                context.make_array(kind)(context, builder, value) for kind, value in zip(kinds, given)
             ]
             bases = [view.data for view in views]
             length = builder.extract_value(views[0].shape, 0)
@@ -133,18 +151,23 @@ def lanewise(compute: Callable[..., Sequence[Lanes]], *, inputs: int, falling: b
             scalar = dtype.underlying_float if is_complex else dtype
             real = ir.DoubleType() if scalar.bitwidth == 64 else ir.FloatType()
             lanes = _LINE_BYTES * 8 // dtype.bitwidth
+            factors = [
+                context.cast(builder, value, kind, dtype)
+                for kind, value in zip(numbers, given[len(kinds) :])
+            ]
             blocks = builder.udiv(length, length.type(lanes))
             whole = builder.mul(blocks, length.type(lanes))
 
             def walk(count: ir.Value, first: ir.Value, width: int) -> None:
                 memory = _Rows(builder, real, is_complex, width)
+                same = [memory.repeat(factor) for factor in factors]
                 with cgutils.for_range(builder, count) as loop:
                     step = loop.index
                     if falling:
                         step = builder.sub(builder.sub(count, step), step.type(1))
                     at = builder.add(first, builder.mul(step, step.type(width)))
                     operands = [memory.load(base, at) for base in bases[:inputs]]
-                    for value, base in zip(compute(*operands), bases[inputs:], strict=True):
+                    for value, base in zip(compute(*operands, *same), bases[inputs:], strict=True):
                         memory.store(value, base, at)
 
             pieces = [(blocks, length.type(0), lanes), (builder.sub(length, whole), whole, 1)]

@@ -9,7 +9,7 @@ from numba import carray
 from torch.autograd.function import once_differentiable
 
 from ..core.seq import zero_masked
-from .gates import exp, log_sigmoid, row_function, sigmoid, tanh
+from .fastmath import exp, log_sigmoid, row_function, sigmoid, tanh
 from .kernels import Kernel, as_bytes, as_size, thread_number
 from .panels import COLUMNS, padded
 from .rnn_loop import INF, Product, columns, fold, held_pre, low_dtype, unfold, zero_before

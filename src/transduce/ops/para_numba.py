@@ -11,7 +11,7 @@ from numba import carray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .gates import row_function, sigmoid, tanh
+from .fastmath import row_function, sigmoid, tanh
 from .kernels import Kernel, as_bytes, as_size, thread_number, threads_for
 
 _F = np.float32

@@ -11,40 +11,19 @@ from torch import Tensor
 
 from ..core.seq import zero_masked
 from .dispatch import Case, op
+from .matrix_state import check_flags, check_inputs, chunks, compiled, cuts, initial, why_not_compiled, work_dtype
 
-_HALF = (torch.float16, torch.bfloat16)
 _CHUNK = 64
 """Steps that are handled by products of matrices at a time: 32 to 128 were measured on two cores, 64 was
 fastest."""
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, s0: Tensor | None) -> None:
-    if q.dim() != 4 or q.shape != k.shape or v.dim() != 4 or v.shape[:3] != q.shape[:3]:
-        raise ValueError(
-            "retention needs q and k (B,T,H,K) and v (B,T,H,V), "
-            f"got {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
-        )
+    check_inputs("retention", q, k, v, s0)
     if log_decay.shape not in (q.shape[2:3], q.shape[:3]):
         raise ValueError(
             f"retention needs log_decay (H,) or (B,T,H), got {tuple(log_decay.shape)} for q {tuple(q.shape)}"
         )
-    state = (q.shape[0], q.shape[2], q.shape[3], v.shape[3])
-    if s0 is not None and s0.shape != state:
-        raise ValueError(f"retention needs s0 of shape {state}, got {tuple(s0.shape)}")
-
-
-def _check_steps(q: Tensor, mask: Tensor | None, resets: Tensor | None) -> None:
-    for label, flags in (("mask", mask), ("resets", resets)):
-        if flags is not None and (flags.shape != q.shape[:2] or flags.dtype != torch.bool):
-            raise ValueError(
-                f"retention needs a bool {label} of shape {tuple(q.shape[:2])}, "
-                f"got {flags.dtype} {tuple(flags.shape)}"
-            )
-
-
-def _work(*tensors: Tensor) -> torch.dtype:
-    """float64 when any input is, else float32."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def _gates(
@@ -90,7 +69,8 @@ def retention(
         y (B,T,H,V) in the dtype of ``v`` and the state behind the last step (B,H,K,V), which is float32, or
         float64 where an input is float64.
 
-    Backends, in order: ``chunked`` (any device: matrix products inside chunks of 64 steps, one state a chunk;
+    Backends, in order: ``numba`` (CPU: every step taken in registers, analytic backward that keeps one state a chunk;
+    differentiable once), ``chunked`` (any device: matrix products inside chunks of 64 steps, one state a chunk;
     it only ever takes exponentials of sums of g, never divides by a decay), ``reference`` (used for a single
     step, where it is cheaper). ``retention.matrix`` gives the implied token-to-token matrix.
 
@@ -99,11 +79,11 @@ def retention(
     section 6.
     """
     _check(q, k, v, log_decay, s0)
-    _check_steps(q, mask, resets)
-    dtype, work = v.dtype, _work(q, k, v, log_decay)
+    check_flags("retention", q, mask, resets)
+    dtype, work = v.dtype, work_dtype(q, k, v, log_decay)
     q, k, v = (zero_masked(x, mask).to(work) for x in (q, k, v))
     g, cut = _gates(log_decay, q.shape[:2], mask, resets, work)
-    state = _initial(q, v, s0, work)
+    state = initial(q, v, s0, work)
     keep = torch.where(cut, 0, torch.exp(g))
     outputs: list[Tensor] = []
     for q_t, k_t, v_t, keep_t, cut_t in zip(*(x.unbind(1) for x in (q, k, v, keep, cut))):
@@ -113,15 +93,41 @@ def retention(
     return (torch.stack(outputs, 1) if outputs else torch.zeros_like(v)).to(dtype), state
 
 
-def _initial(q: Tensor, v: Tensor, s0: Tensor | None, work: torch.dtype) -> Tensor:
-    if s0 is not None:
-        return s0.to(work)
-    return q.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3], dtype=work)
+def _why_not_numba(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    s0: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> str | None:
+    return why_not_compiled(q, k, v, log_decay, s0, mask, resets)
 
 
-def _chunks(x: Tensor, size: int) -> Tensor:
-    """(B,T,H,...) with T a multiple of ``size`` -> (B,H,N,C,...)"""
-    return x.unflatten(1, (-1, size)).movedim(3, 1)
+@retention.backend("numba", when=_why_not_numba)
+def _retention_numba(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    s0: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    _check(q, k, v, log_decay, s0)
+    check_flags("retention", q, mask, resets)
+    dtype, work = v.dtype, work_dtype(q, k, v, log_decay)
+    g = log_decay.to(work)
+    g = zero_masked(g.expand(*q.shape[:3]) if g.dim() == 1 else g, mask)
+    q, k, v = (zero_masked(x, mask).to(work) for x in (q, k, v))
+    cut, keep = cuts(resets, mask), torch.exp(g)
+    if cut is not None:
+        keep = torch.where(cut[..., None], 0, keep)
+    y, state = compiled(q, k, v, keep[..., None], initial(q, v, s0, work))
+    return y.to(dtype), state
 
 
 def _why_not_chunked(
@@ -149,10 +155,10 @@ def _retention_chunked(
     resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     _check(q, k, v, log_decay, s0)
-    _check_steps(q, mask, resets)
-    dtype, work, steps = v.dtype, _work(q, k, v, log_decay), q.shape[1]
+    check_flags("retention", q, mask, resets)
+    dtype, work, steps = v.dtype, work_dtype(q, k, v, log_decay), q.shape[1]
     q, k, v = (zero_masked(x, mask).to(work) for x in (q, k, v))
-    state = _initial(q, v, s0, work)
+    state = initial(q, v, s0, work)
     whole = steps - steps % _CHUNK
     outputs: list[Tensor] = []
     for part, size in ((slice(0, whole), _CHUNK), (slice(whole, steps), steps - whole)):
@@ -160,7 +166,7 @@ def _retention_chunked(
             flags = [None if x is None else x[:, part] for x in (mask, resets)]
             g = log_decay if log_decay.dim() == 1 else log_decay[:, part]
             decays = _decays(g, *flags, (len(q), part.stop - part.start), size, work)
-            y, state = _run_chunks(*(_chunks(x[:, part], size) for x in (q, k, v)), decays, state)
+            y, state = _run_chunks(*(chunks(x[:, part], size) for x in (q, k, v)), decays, state)
             outputs.append(y)
     return torch.cat(outputs, 1).to(dtype), state
 
@@ -203,7 +209,7 @@ def _decays(
     if log_decay.dim() == 1 and mask is None and resets is None:
         shape = (1, size)  # one chunk stands for all
     g, cut = _gates(log_decay, shape, mask, resets, torch.float64)
-    g, cut = _chunks(g, size), _chunks(cut, size)
+    g, cut = chunks(g, size), chunks(cut, size)
     total, segment = g.cumsum(-1), cut.long().cumsum(-1)
     same = segment[..., :, None] == segment[..., None, :]
     below = torch.ones(size, size, dtype=torch.bool, device=g.device).tril()
@@ -228,9 +234,9 @@ def retention_matrix(
     as for :func:`retention`. Costs O(B H T^2) memory: for analysis and tests.
     """
     _check(q, k, k, log_decay, None)
-    _check_steps(q, mask, resets)
-    work, steps = _work(q, k, log_decay), q.shape[1]
-    q, k = (_chunks(zero_masked(x, mask).to(work), steps) for x in (q, k))
+    check_flags("retention", q, mask, resets)
+    work, steps = work_dtype(q, k, log_decay), q.shape[1]
+    q, k = (chunks(zero_masked(x, mask).to(work), steps) for x in (q, k))
     within, *_ = _decays(log_decay, mask, resets, (len(q), steps), steps, work)
     return ((q @ k.mT) * within).squeeze(2)
 

@@ -17,7 +17,7 @@ from numba import carray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .gates import row_function, sigmoid, tanh
+from .fastmath import row_function, sigmoid, tanh
 from .kernels import Kernel, as_bytes, as_size, thread_number, threads_for
 from .panels import COLUMNS, multiply, multiply_add, pack, padded
 from .rnn_loop import INF, Product, by_head, columns, fold, held_pre, low_dtype, sum_by_head, unfold, zero_before

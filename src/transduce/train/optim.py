@@ -10,24 +10,45 @@ from torch import Tensor, nn
 from .config import TrainConfig
 
 
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Weights for an optimiser: matrices decay, vectors (biases, gains) do not, and what a module names in its
+    ``rate_factors`` is learned at that multiple of the rate, without decay.
+
+    ``rate_factors`` maps names of a module's own parameters to factors, for time constants that a common rate would throw
+    about (:class:`transduce.nn.LRU`). Groups with a factor carry it as ``rate_factor``.
+    """
+    factors: dict[int, float] = {}
+    for module in model.modules():
+        for name, factor in getattr(module, "rate_factors", {}).items():
+            if (own := module._parameters.get(name)) is not None:
+                factors[id(own)] = factor
+    trained = [p for p in model.parameters() if p.requires_grad]
+    plain = [p for p in trained if id(p) not in factors]
+    groups: list[dict] = [
+        {"params": [p for p in plain if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in plain if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    for factor in sorted({factors[id(p)] for p in trained if id(p) in factors}):
+        slow = [p for p in trained if factors.get(id(p)) == factor]
+        groups.append({"params": slow, "weight_decay": 0.0, "rate_factor": factor})
+    return [g for g in groups if g["params"]]
+
+
 def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019) that decays matrices and leaves vectors (biases, gains) alone.
+    """AdamW (Loshchilov and Hutter 2019) with the groups of :func:`parameter_groups`.
 
     The fused form is used on CPU and CUDA, where it replaces about ten passes over the weights by one.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    groups = [g for g in groups if g["params"]]
-    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in trained)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
+    groups = parameter_groups(model, config.weight_decay)
+    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for g in groups for p in g["params"])
+    optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
+    set_rate(optimiser, config.learning_rate)
+    return optimiser
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
     for group in optimiser.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate_factor", 1.0)
 
 
 def state_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Iterable
+from typing import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -80,3 +80,11 @@ def accuracy_by_length(
     """
     ends = ((length, last_only(task(length))) for length in lengths)
     return {n: stream_accuracy(model, end, batches=batches, batch=batch, seed=seed) for n, end in ends}
+
+
+def smoothed(runs: Sequence[Sequence[float]], pieces: int = 50) -> tuple[list[int], list[tuple[float, ...]]]:
+    """Losses of several runs for a picture: means over about ``pieces`` stretches, as the updates at which these end
+    and one value a run for each."""
+    size = max(1, len(runs[0]) // pieces)
+    ends = list(range(size, len(runs[0]) + 1, size))
+    return ends, [tuple(sum(run[end - size : end]) / size for run in runs) for end in ends]

@@ -1,0 +1,137 @@
+"""What the ops with a matrix state share: checks of their arguments, the precision they work in, pieces of time, and the
+compiled recurrence S_t = diag(a_t) S_(t-1) + k_t v_t^T, y_t = S_t^T q_t with its analytic backward."""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .tracing import has_numba, why_traced
+
+
+def check_inputs(name: str, q: Tensor, k: Tensor, v: Tensor, s0: Tensor | None) -> None:
+    """q and k (B,T,H,K), v (B,T,H,V), s0 (B,H,K,V) or None; ValueError in the name of the op."""
+    if q.dim() != 4 or q.shape != k.shape or v.dim() != 4 or v.shape[:3] != q.shape[:3]:
+        raise ValueError(
+            f"{name} needs q and k (B,T,H,K) and v (B,T,H,V), "
+            f"got {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
+        )
+    state = (q.shape[0], q.shape[2], q.shape[3], v.shape[3])
+    if s0 is not None and s0.shape != state:
+        raise ValueError(f"{name} needs s0 of shape {state}, got {tuple(s0.shape)}")
+
+
+def check_flags(name: str, q: Tensor, mask: Tensor | None, resets: Tensor | None) -> None:
+    """mask and resets are (B,T) bool or None."""
+    for label, flags in (("mask", mask), ("resets", resets)):
+        if flags is not None and (flags.shape != q.shape[:2] or flags.dtype != torch.bool):
+            raise ValueError(
+                f"{name} needs a bool {label} of shape {tuple(q.shape[:2])}, got {flags.dtype} {tuple(flags.shape)}"
+            )
+
+
+def work_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 when any input is, else float32."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def initial(q: Tensor, v: Tensor, s0: Tensor | None, work: torch.dtype) -> Tensor:
+    """The state before the first step, (B,H,K,V)."""
+    if s0 is not None:
+        return s0.to(work)
+    return q.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3], dtype=work)
+
+
+def chunks(x: Tensor, size: int) -> Tensor:
+    """(B,T,H,...) with T a multiple of ``size`` -> (B,H,N,C,...)"""
+    return x.unflatten(1, (-1, size)).movedim(3, 1)
+
+
+def cuts(resets: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    """Resets that count: one at a masked step has no effect."""
+    return resets if resets is None or mask is None else resets & mask
+
+
+# ---------------------------------------------------------------- the compiled recurrence
+
+
+@functools.cache
+def _compiled() -> ModuleType:
+    from . import matrix_state_numba  # imports numba
+
+    return matrix_state_numba
+
+
+@functools.cache
+def _block(dtype: torch.dtype) -> int:
+    from .tiles import block
+
+    return block(dtype)
+
+
+def why_not_compiled(q: Tensor, *others: Tensor | None) -> str | None:
+    """None when the kernels can serve these tensors, else the reason. One step is cheaper without them."""
+    for t in (q, *others):
+        if t is not None and t.device.type != "cpu":
+            return f"a tensor is on {t.device}, the kernel runs on the CPU"
+    traced = why_traced(q, *others)  # first: what follows cannot be traced
+    if traced is not None:
+        return traced
+    if q.dim() == 4 and (q.shape[1] < 2 or not q.numel()):
+        return "a single step is cheaper as a recurrence"
+    return None if has_numba() else "numba is not installed"
+
+
+class _MatrixState(torch.autograd.Function):
+    """Every step taken, forward and backward: q, k, v, the decays and one state a chunk are kept."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, a, s0):  # noqa: ANN001, ANN205 (torch's own signature)
+        y, state, kept = _compiled().forward(q, k, v, a, s0, keep=True)
+        ctx.save_for_backward(q, k, v, a, kept)
+        return y, state
+
+    @staticmethod
+    def backward(ctx, grad, last):  # noqa: ANN001, ANN205
+        # With create_graph the result must refuse to be differentiated again; without, that costs for nothing.
+        return _back_once(ctx, grad, last) if torch.is_grad_enabled() else _back(ctx, grad, last)
+
+
+def _back(ctx, grad, last):  # noqa: ANN001, ANN202
+    saved = ctx.saved_tensors
+    dq, dk, dv, da, ds0 = _compiled().backward(saved, grad.contiguous(), last.contiguous(), ctx.needs_input_grad[3])
+    if da is not None and saved[3].shape[3] == 1:
+        da = da.sum(-1, keepdim=True)
+    return dq, dk, dv, da, ds0
+
+
+_back_once = once_differentiable(_back)
+
+
+def compiled(q: Tensor, k: Tensor, v: Tensor, a: Tensor, s0: Tensor) -> tuple[Tensor, Tensor]:
+    """y and the last state of S_t = diag(a_t) S_(t-1) + k_t v_t^T, y_t = S_t^T q_t, differentiable once.
+
+    q, k (B,T,H,K), v (B,T,H,V), a (B,T,H,K) or (B,T,H,1) decays, s0 (B,H,K,V), all of one dtype, float32 or float64, on
+    the CPU. Widths that do not fill a tile of the kernel are padded with zeros.
+    """
+    width, values = q.shape[3], v.shape[3]
+    size = _block(q.dtype)
+    more, more_values = -width % size, -values % size
+    if more:
+        q, k, s0 = F.pad(q, (0, more)), F.pad(k, (0, more)), F.pad(s0, (0, 0, 0, more))
+        a = a if a.shape[3] == 1 else F.pad(a, (0, more))
+    if more_values:
+        v, s0 = F.pad(v, (0, more_values)), F.pad(s0, (0, more_values))
+    q, k, v, a, s0 = (t.contiguous() for t in (q, k, v, a, s0))
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, a, s0)):
+        y, state = _MatrixState.apply(q, k, v, a, s0)
+    else:
+        y, state, _ = _compiled().forward(q, k, v, a, s0, keep=False)
+    if more or more_values:
+        y, state = y[..., :values], state[..., :width, :values]
+    return y, state

@@ -1,0 +1,124 @@
+"""The full check of `lssl`: two views of one layer, gates as a discretised equation, resampling, digits."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from transduce.core.protocols import Claim
+from transduce.models import Labeller
+from transduce.nn.ssm import LSSL
+from transduce.nn.stack import mixer_stack
+from transduce.ops.hippo import discretize, legs
+from transduce.ops.lti import lti
+from transduce.train.check import Check
+from transduce.train.labels import label_accuracy, train_labels
+from transduce.train.plots import curves
+
+from ._digits import digits
+
+WIDTH, STATE, LAYERS, EPOCHS, BATCH, RATE = 64, 32, 2, 12, 32, 6e-3
+KINDS = {"legs": "LSSL, HiPPO-LegS kept", "random": "LSSL, random stable A kept", "trained": "LSSL, A learned"}
+
+
+def random_stable(size: int) -> tuple[Tensor, Tensor]:
+    """A Gaussian matrix shifted to a spectral abscissa of -1/2, and a Gaussian B."""
+    a = torch.randn(size, size, dtype=torch.float64) / math.sqrt(size)
+    rightmost = torch.linalg.eigvals(a).real.max()
+    return a - (rightmost + 0.5) * torch.eye(size, dtype=torch.float64), torch.randn(size, dtype=torch.float64)
+
+
+def network(kind: str) -> Labeller:
+    layers = [
+        LSSL(WIDTH, STATE, system=random_stable if kind == "random" else legs, trained=kind == "trained")
+        for _ in range(LAYERS)
+    ]
+    return Labeller(nn.Linear(1, WIDTH), mixer_stack(layers, WIDTH), WIDTH, 10, pool="mean")
+
+
+def views(alpha: float, size: int = 32, steps: int = 500) -> float:
+    """Largest difference, relative to the largest output, of recurrence and FFT convolution in float64."""
+    g = torch.Generator().manual_seed(0)
+    a, b = discretize(*legs(size), torch.tensor([0.003, 0.03, 0.1], dtype=torch.float64), alpha)
+    c = torch.randn(3, 1, size, generator=g, dtype=torch.float64)
+    u = torch.randn(2, steps, 3, generator=g, dtype=torch.float64)
+    by_steps, by_fft = (lti.run(backend, a, b, c, u)[0] for backend in ("reference", "blocks"))
+    return float((by_steps - by_fft).abs().max() / by_steps.abs().max())
+
+
+def gate_identity(steps: int = 200) -> float:
+    """x' = -x + u by backward Euler against the gate x_t = (1 - s) x_{t-1} + s u_t, s = sigmoid(log step)."""
+    g = torch.Generator().manual_seed(1)
+    log_step, u = (torch.randn(n, generator=g, dtype=torch.float64) for n in (1, steps))
+    one = torch.ones(1, dtype=torch.float64)
+    a, b = discretize(-one[None], one, log_step.exp(), "backward")
+    x, _ = lti(a, b, None, u[None, :, None])
+    s, gated, state = torch.sigmoid(log_step)[0], [], torch.zeros((), dtype=torch.float64)
+    for u_t in u.unbind():
+        state = (1 - s) * state + s * u_t
+        gated.append(state)
+    return float((x[0, :, 0, 0] - torch.stack(gated)).abs().max())
+
+
+def resampling(seed: int, steps: int = 8000) -> tuple[float, float]:
+    """Three waves at every second sample: root mean square difference from the output at the full rate, relative to it,
+    with :meth:`LSSL.resample` and without. The step length is 20 / ``steps`` and C is random."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layer = LSSL(1, 32, steps=(20 / steps, 20 / steps)).double()
+    turns = 2 * math.pi * torch.arange(steps, dtype=torch.float64) / steps
+    waves = [torch.sin(f * turns + phase) for f, phase in ((3, 0.3), (7.5, 1.1), (13, 2.0))]
+    signal = torch.stack(waves).sum(0)[None, :, None]
+
+    def run(x: Tensor) -> Tensor:
+        return lti(*layer.system(), layer.output, x)[0][0, :, 0, 0]
+
+    with torch.no_grad():
+        fine, kept = run(signal)[::2], run(signal[:, ::2])
+        layer.resample(2.0)
+        moved = run(signal[:, ::2])
+    return tuple(float((y - fine).square().mean().sqrt() / fine.square().mean().sqrt()) for y in (moved, kept))
+
+
+def check(report: Check) -> None:
+    """Measure the identities, then train on digits of 256 steps with LegS, a random stable A and a learned one."""
+    for alpha in (0.5, 1.0):
+        claim = Claim("views", "recurrence and convolution are one function", at_most=1e-12)
+        report.measure(f"LegS, N = 32, 500 steps, float64, alpha = {alpha:g}: recurrence against FFT", views(alpha), claim)
+    claim = Claim("gate", "the gate of a recurrent network is a discretised equation", at_most=1e-12)
+    report.measure("gate against backward Euler, 200 steps", gate_identity(), claim)
+    moved, kept = zip(*(resampling(seed) for seed in (0, 1, 2)))
+    report.measure(
+        "every second sample, step doubled: relative difference",
+        moved,
+        Claim("resampled", "the step length is the sampling rate", at_most=0.01),
+        baseline=min(kept),
+    )
+    claim = Claim("kept", "without resampling it is another signal", at_least=1.0)
+    report.measure("every second sample, step kept: relative difference", kept, claim)
+    data, epochs = digits(16), 1 if report.quick else EPOCHS
+    train = tuple(t[:64] if report.quick else t for t in data["train"])
+    right: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    losses: dict[str, list[list[float]]] = {kind: [] for kind in KINDS}
+    for kind, title in KINDS.items():
+        for seed in report.seeds:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                model = network(kind)
+            losses[kind].append(train_labels(model, *train, epochs, batch=BATCH, learning_rate=RATE, seed=seed))
+            right[kind].append(label_accuracy(model, *data["test"]))
+            report.say(f"  {title}, seed {seed}: test accuracy {right[kind][-1]:.4f}")
+    claim = Claim("digits", "the memory that HiPPO gives suffices", at_least=0.85)
+    for kind, values in right.items():
+        report.measure(f"{KINDS[kind]}: accuracy on 397 test digits", values, claim if kind == "legs" else None)
+    gains = [a - b for a, b in zip(right["legs"], right["random"])]
+    report.measure("gain over a random stable A", gains, Claim("gain", "which A it is matters", at_least=0.15))
+    curves(
+        {KINDS[kind]: (range(1, epochs + 1), list(zip(*runs))) for kind, runs in losses.items()},
+        report.figure("learning"),
+        x_label="epoch",
+        y_label="training loss, nats",
+        title="Digits pixel by pixel, 256 steps",
+    )

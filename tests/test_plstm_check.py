@@ -1,0 +1,54 @@
+"""The exact parts of the page `plstm`, and pictures for its networks."""
+
+import pytest
+import torch
+
+from transduce.data.synthetic.arrows import arrow_pointing
+from transduce.models import PatchLabeller, Raster
+from transduce.nn import GRU, PLSTM2D
+from transduce.systems.mixers import _plstm_check as plstm
+from transduce.train.check import Check
+
+
+def test_quick_check(tmp_path, monkeypatch):
+    monkeypatch.setattr(plstm, "BATCH", 4)
+    report = Check("plstm", tmp_path, quick=True, seeds=(0,), say=lambda line: None)
+    plstm.check(report)
+    exact = [m for m in report.measured if "arrows" not in m.metric and m.claim is not None]
+    assert len(exact) == 5 and all(m.holds for m in exact)
+    assert (tmp_path / "plstm-arrows.png").exists()
+
+
+def test_open_transitions_explode():
+    assert plstm.signal("open", 8)[0] == 2**6  # a choice at each of the cells between the corner and the diagonal
+
+
+@pytest.mark.parametrize("size, drawn_for", [(48, None), (96, None), (96, 48)])
+def test_pictures_of_arrows(size, drawn_for):
+    images, labels = arrow_pointing(size, drawn_for=drawn_for)(64, torch.Generator().manual_seed(0))
+    assert images.shape == (64, size, size) and 0 <= images.min() and images.max() == 1
+    ink = (1 - images).sum((1, 2)) / size**2
+    assert (ink > 0.002).all() and (ink < 0.1).all() and 0.2 < labels.float().mean() < 0.8
+    border = torch.ones(size, size, dtype=torch.bool)
+    border[1:-1, 1:-1] = False
+    assert not (1 - images)[:, border].any()  # nothing leaves the picture
+
+
+def test_larger_pictures_are_the_same_scenes():
+    small, large = (arrow_pointing(n)(8, torch.Generator().manual_seed(0)) for n in (48, 96))
+    assert (small.labels == large.labels).all()
+    halved = torch.nn.functional.avg_pool2d(large.images[:, None], 2)[:, 0]
+    assert (halved - small.images).abs().mean() < 0.01
+
+
+def test_a_patch_labeller_takes_any_grid_and_reads_all_of_it():
+    torch.manual_seed(0)
+    for layers, positions in (([PLSTM2D(8, 2)], None), ([Raster(GRU(8))], 4)):
+        net = PatchLabeller(layers, 8, 3, patch=3, positions=positions)
+        for shape in ((2, 12, 12), (2, 6, 15)):
+            pictures = torch.rand(shape, requires_grad=True)
+            logits = net(pictures)
+            (seen,) = torch.autograd.grad(logits[0].sum(), pictures)
+            assert logits.shape == (2, 3) and (seen[0] != 0).all() and not seen[1].any()
+    with pytest.raises(ValueError, match="multiples of the patch size 3"):
+        net(torch.zeros(1, 10, 12))
