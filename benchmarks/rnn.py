@@ -1,7 +1,9 @@
 """Recurrent layers, input products included, against torch's: ``python -m benchmarks.rnn [--keep-heap]``.
 
 Limit: the multiply-adds of all matrix products (three times as many for training) at the rate of a large
-float32 product in the same process.
+float32 product in the same process. "transduce" is the layer of :mod:`transduce.nn` with the same weights, "transduce op"
+its op with a product in front. Rows with heads or of the sLSTM compute something else at the same width; they are held
+against their own plain loop, and their limit is that of the dense network.
 """
 
 from __future__ import annotations
@@ -26,6 +28,22 @@ Layer = Callable[[Tensor], Tensor]
 
 def torch_layer(module: nn.RNNBase) -> Layer:
     return lambda x: module(x)[0]
+
+
+def our_mixer(module: nn.RNNBase, kind: str) -> Layer:
+    """The mixer with the same weights, which then are the module's own."""
+    from transduce.nn import from_torch
+
+    module.cell = from_torch(module)
+    return lambda x: module.cell(x)[0]
+
+
+def with_heads(peer: str, kind: str, width: int) -> nn.Module:
+    """The mixer behind a name of ``HEADED``."""
+    from transduce import nn as ours
+
+    name = "SLSTM" if "sLSTM" in peer else {"RNN": "Elman"}.get(kind, kind)
+    return getattr(ours, name)(width, heads=4 if "4 heads" in peer else 1)
 
 
 def cell_loop(module: nn.RNNBase, kind: str) -> Layer:
@@ -81,12 +99,18 @@ def forced(backend: str, layer: Layer) -> Layer:
 
 
 PEERS: dict[str, Callable[[nn.RNNBase, str], Layer]] = {
-    "transduce": our_layer,
+    "transduce": our_mixer,
+    "transduce op": our_layer,
     "transduce, bf16 autocast": lambda module, kind: our_layer(module, kind, bf16=True),
     "transduce loop": lambda module, kind: forced("loop", our_layer(module, kind)),
     "torch.nn": lambda module, kind: torch_layer(module),
     "torch cell loop": cell_loop,
 }
+HEADED = ("transduce, 4 heads", "transduce sLSTM", "transduce sLSTM, 4 heads")
+
+
+def peers(case: str) -> list[str]:
+    return [*PEERS, *(HEADED if case.startswith("LSTM") else HEADED[:1])]
 
 
 def child(case: str, peer: str) -> Result:
@@ -98,25 +122,31 @@ def child(case: str, peer: str) -> Result:
     square = torch.randn(1024, 1024)
     with torch.no_grad():
         rate = 2 * 1024**3 / min(seconds(lambda: square @ square, budget=0.5))
-        truth = module(x)[0]
-    layer = PEERS[peer](module, kind)
-    with torch.no_grad():
-        error = float((layer(x) - truth).abs().max())
+        if peer in HEADED:
+            from transduce.nn import Recurrence
+
+            module.cell = with_heads(peer, kind, width)
+            layer = lambda x: module.cell(x)[0]
+            start = x[:, :32]
+            error = float((layer(start) - Recurrence(module.cell.cell, solver="loop")(start)[0]).abs().max())
+        else:
+            layer = PEERS[peer](module, kind)
+            error = float((layer(x) - module(x)[0]).abs().max())
     flops = 2 * 2 * batch * steps * width * width * GATES[kind] * (3 if work == "training" else 1)
     if not error < (0.1 if "bf16" in peer else 1e-3):
         return Result(case, peer, limit_ms=flops / rate * 1e3, problem=f"wrong: off by {error:.2g}")
     if work == "inference":
         return measure(case, peer, torch.no_grad()(lambda: layer(x)), flops / rate)
     x.requires_grad_()
-    weights = module.cell if peer == "torch cell loop" else module
-    used = [x, *weights.parameters(recurse=False)]
+    used = [x, *(module.cell if hasattr(module, "cell") else module).parameters()]
     return measure(case, peer, lambda: torch.autograd.grad(layer(x), used, grad), flops / rate)
 
 
 def main() -> int:
     from transduce.ops.rnn import elman, gru, lstm
+    from transduce.ops.slstm import slstm
 
-    return run(Benchmark("rnn", __doc__, CASES, lambda case: list(PEERS), child, (elman, gru, lstm)))
+    return run(Benchmark("rnn", __doc__, CASES, peers, child, (elman, gru, lstm, slstm)))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from transduce.core.seq import length_mask
+from transduce.core.state import leaves
 from transduce.nn import LRU, LSSL, S4D, Bidirectional, lru_block
+from transduce.nn.catalogue import MIXERS
 from transduce.ops.diagonal_scan import diagonal_scan
 from transduce.ops.dispatch import use_backend
 from transduce.ops.hippo import delay, discretize, legendre, legs, legt
@@ -277,6 +279,19 @@ def test_time_constants_are_learned_slowly_and_never_decay():
 def test_wrong_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", ["lru", "s4d", "lssl", "lmu"])
+def test_autocast_rounds_maps_but_neither_powers_nor_states(name):
+    torch.manual_seed(0)
+    layer, x = MIXERS[name](16), normal(2, 90, 16, dtype=torch.float32)
+    expected = layer(x)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, state = layer(x, layer.init_state(2))
+        y.float().square().sum().backward()
+    assert float((y - expected).detach().std() / expected.detach().std()) < 0.02
+    assert all(s.real.dtype == torch.float32 for s in leaves(state))
+    assert all(bool(p.grad.isfinite().all()) for p in layer.parameters())
 
 
 def test_the_reference_serves_every_layer():

@@ -19,7 +19,7 @@ from .masking import only_pads_right, valid_resets
 
 
 class MemoryState(NamedTuple):
-    """``tail`` (B,kernel-1,*): inputs that the short convolution still needs; ``memory`` (B,H,...), float32 at least."""
+    """``tail`` (B,kernel-1,*): inputs that the short convolution needs; ``memory`` (B,H,...), float32 at least."""
 
     tail: Tensor
     memory: Tensor

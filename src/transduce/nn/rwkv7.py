@@ -17,8 +17,8 @@ from .delta import advancing, memory_like
 from .token_shift import TokenShift
 
 _ROLES = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}
-"""What is read from mixtures of two steps of its own, and the power of a channel's place in (0, 1) that the share of the
-later step starts at, as in the released code's first layer."""
+"""What is read from a mixture of two steps of its own, and the power of a channel's place in (0, 1) that the share of
+the later step starts at, as in the released code's first layer."""
 
 
 class RWKV7State(NamedTuple):

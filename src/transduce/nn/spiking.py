@@ -61,7 +61,8 @@ class BatchNorm(Mixer):
         x = zero_masked(x, mask)
         mean, variance = self.mean, self.variance
         if self.training and state is None:
-            seen = x.flatten(0, 1) if mask is None else x[mask]
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            seen = wide.flatten(0, 1) if mask is None else wide[mask]
             if len(seen) > 1:  # a single step has no variance: the running one serves it
                 mean, variance = seen.mean(0), seen.var(0, correction=0)
                 with torch.no_grad():

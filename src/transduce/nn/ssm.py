@@ -77,7 +77,7 @@ class LRU(Mixer):
         h = diagonal_scan(self.decays(), drive, state, mask=mask, resets=resets)
         real, imaginary = self.output.unbind(0)
         y = F.linear(h.flatten(2).to(x.dtype), torch.cat((real, -imaginary), 1))
-        return torch.addcmul(y, self.skip, x), None if state is None else h[:, -1].clone()
+        return y + self.skip * x, None if state is None else h[:, -1].clone()
 
     def extra_repr(self) -> str:
         return f"{self.dim}, modes={self.modes}"
@@ -180,7 +180,7 @@ class S4D(Mixer):
     ) -> tuple[Tensor, State]:
         x = zero_masked(x, mask)
         y, after = lti(*self.system(), x, state, mask=mask, resets=resets, final=state is not None)
-        y = self.dropout(F.gelu(torch.addcmul(y[..., 0], self.skip, x)))
+        y = self.dropout(F.gelu(y[..., 0] + self.skip * x))
         return self.mix(y), after
 
     def extra_repr(self) -> str:
@@ -289,7 +289,7 @@ class LSSL(Mixer):
         a, b = self.system()
         c, final = self.output.to(a.dtype), state is not None
         y, after = lti(a, b, c, x, state, mask=mask, resets=resets, final=final)
-        y = F.gelu(torch.addcmul(y, self.skip, x[..., None])).flatten(2)
+        y = F.gelu(y + self.skip * x[..., None]).flatten(2)
         return self.mix(y), after
 
     def extra_repr(self) -> str:

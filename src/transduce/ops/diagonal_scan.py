@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .dispatch import Case, op
-from .tracing import has_numba, why_traced
+from .tracing import full_precision, has_numba, why_traced
 
 _HALF = (torch.float16, torch.bfloat16)
 _CHUNK = 32
@@ -206,7 +206,8 @@ def _chunked_backend(
     rising = powers(a, size + 1)  # (C+1,N)
     lag = torch.arange(size, device=b.device)[:, None] - torch.arange(size, device=b.device)
     toeplitz = torch.where((lag >= 0)[..., None], rising[lag.clamp(min=0)], 0)
-    local = torch.einsum("tsn,bksn->bktn", toeplitz, inputs)
+    with full_precision(b):
+        local = torch.einsum("tsn,bksn->bktn", toeplitz, inputs)
     carries = [carry]
     for end in local[:, :, -1].unbind(1):
         carries.append(rising[size] * carries[-1] + end)

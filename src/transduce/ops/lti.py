@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core.seq import zero_masked
 from .dispatch import Case, op
 from .hippo import delay, discretize, legs
+from .tracing import full_precision
 
 _BLOCK = 64
 """Steps that a product with a Toeplitz matrix takes at a time; a longer stretch is convolved by FFT, or cut."""
@@ -93,7 +94,8 @@ def lti(
         resets: (B,T) bool. True: the state is zero before the step. A reset at a masked step has no effect.
         final: whether the state behind the last step is wanted; else None stands in its place.
 
-    Returns y (B,T,H,M) in the dtype of ``u`` and the state behind the last step (B,H,N), float32 or better.
+    Returns y (B,T,H,M) in the dtype of ``u`` and the state behind the last step (B,H,N), float32 or better. Autocast does
+    not reach inside.
 
     Backends, in order: ``blocks`` (any device, two steps or more), ``reference``. The former computes the response
     C A^j b to an impulse by repeated squaring, in float64 where the device has it, and convolves with it: by a product
@@ -112,11 +114,12 @@ def lti(
     masks = (None,) * u.shape[1] if mask is None else mask[..., None, None].unbind(1)
     restarts = (None,) * u.shape[1] if resets is None else resets[..., None, None].unbind(1)
     outputs: list[Tensor] = []
-    for u_t, valid, restart in zip(zero_masked(u, mask).to(real).unbind(1), masks, restarts):
-        before = x if restart is None else torch.where(restart, 0, x)
-        after = _move(a, before) + b * u_t[..., None]
-        x = after if valid is None else torch.where(valid, after, x)
-        outputs.append(_read(c, x))
+    with full_precision(u):
+        for u_t, valid, restart in zip(zero_masked(u, mask).to(real).unbind(1), masks, restarts):
+            before = x if restart is None else torch.where(restart, 0, x)
+            after = _move(a, before) + b * u_t[..., None]
+            x = after if valid is None else torch.where(valid, after, x)
+            outputs.append(_read(c, x))
     return torch.stack(outputs, 1).to(u.dtype), x if final else None
 
 
@@ -241,15 +244,16 @@ def _blocks(
     count = None if mask is None else mask.sum(1)
     whole = x0 is None and resets is None and steps * b.shape[-1] * max(len(a), len(b)) <= _KERNEL_NUMBERS
     size = steps if whole else min(steps, _BLOCK if resets is None else _RESET_BLOCK)
-    system = _system(a, b, c, size, x0 is not None or size < steps, work)
     x, outputs = x0 if x0 is None else x0.to(work), []
-    for start in range(0, steps, size):
-        piece = inputs[:, start : start + size]
-        cut = None if resets is None else resets[:, start : start + size].long().cumsum(1)
-        outputs.append(_outputs(system, piece, x, cut))
-        if final or start + size < steps:
-            left = None if count is None else (count - start).clamp(0, piece.shape[1])
-            x = _carried(system, piece, x, left, cut)
+    with full_precision(u):
+        system = _system(a, b, c, size, x0 is not None or size < steps, work)
+        for start in range(0, steps, size):
+            piece = inputs[:, start : start + size]
+            cut = None if resets is None else resets[:, start : start + size].long().cumsum(1)
+            outputs.append(_outputs(system, piece, x, cut))
+            if final or start + size < steps:
+                left = None if count is None else (count - start).clamp(0, piece.shape[1])
+                x = _carried(system, piece, x, left, cut)
     y = torch.cat(outputs, 1)
     if places is not None:
         y = y.gather(1, places[..., None, None].expand_as(y))

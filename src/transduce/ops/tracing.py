@@ -3,8 +3,10 @@ aside."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
+from typing import ContextManager
 
 import torch
 from torch import Tensor
@@ -27,3 +29,11 @@ def why_traced(*tensors: Tensor | None) -> str | None:
         if t is not None and torch._C._functorch.is_functorch_wrapped_tensor(t):
             return "a function transform (torch.func) is active"
     return None
+
+
+def full_precision(like: Tensor) -> ContextManager[object]:
+    """A block in which autocast does not round the products of what must be exact (powers, accumulators)."""
+    kind = like.device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return contextlib.nullcontext()
+    return torch.autocast(kind, enabled=False)

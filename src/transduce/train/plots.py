@@ -208,6 +208,8 @@ def curves(
     _tidy(axes, title, x_label, y_label)
     if "x" in log:
         axes.set_xscale("log", base=2)
+        places = sorted({float(value) for x, _ in lines.values() for value in x})
+        axes.set_xticks(places, [f"{value:g}" for value in places])
     if "y" in log:
         axes.set_yscale("log")
     for number, (label, (x, values)) in enumerate(lines.items()):
@@ -224,7 +226,9 @@ def curves(
         axes.xaxis.get_major_locator().set_params(integer=True)
     for label, level in (levels or {}).items():
         axes.axhline(level, color=_GREY, linewidth=1.0, linestyle=(0, (4, 3)), label=label)
-    if lines or levels:
+    if log:  # the lines may be anywhere, so the legend stands below them
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    elif lines or levels:
         axes.legend(frameon=False, fontsize=8)
     return _save(figure, path)
 

@@ -19,7 +19,10 @@ from transduce.train.check import Check
 from transduce.train.plots import curves
 from transduce.train.streams import smoothed, stream_accuracy, train_stream
 
-TOKENS, ALPHABET, STEPS, DIM, BATCH, UPDATES, RATE = 6, 10, 48, 64, 32, 2500, 3e-3
+TOKENS, ALPHABET, STEPS, DIM, BATCH, UPDATES, RATE = 6, 10, 48, 64, 32, 2500, 1e-3
+"""At a rate of 3e-3 one layer goes on learning, too: a run that was stopped after 2000 updates was at 0.26 nats. So
+what is claimed is how soon depth learns it, not that one layer never could: its MLP may read an order out of how far
+each symbol has faded."""
 DEPTHS = {1: "one layer", 2: "two layers"}
 
 
@@ -133,6 +136,7 @@ def check(report: Check) -> None:
             right.append(stream_accuracy(net, task, seed=seed))
         claim = None if report.quick else claims[layers]
         report.measure(f"selective copying, accuracy of {label}", right, claim, baseline=1 / ALPHABET)
+    report.notes["tried before"] = "rate 3e-3, one layer, seed 0: training loss 0.2583 nats after 2000 updates; not finished"
     exact(report)
     curves(
         {label: smoothed(runs) for label, runs in losses.items()},

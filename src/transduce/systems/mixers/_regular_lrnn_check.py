@@ -21,7 +21,7 @@ from transduce.train.plots import curves
 from transduce.train.streams import accuracy_by_length, train_stream
 
 DIM, SIZE, BATCH, RATE = 32, 8, 64, 3e-3
-UPDATES = {"sum": 500, "even pair": 400}
+UPDATES = {"sum": 500, "even pair": 500}
 TRAINED, TESTED = 40, (40, 120, 250, 500)
 LANGUAGES: dict[str, Callable[[], Language]] = {"sum": modular_sum, "even pair": even_pair}
 LAYERS: dict[str, Callable[[], Mixer]] = {

@@ -12,7 +12,7 @@ mean of an unordered past: order has to come from the positions that are added i
 Simplified: a character model instead of the paper's decision sequences, event and time series. Claims: whole, stepped
 and masked-softmax forms agree to 1e-12 for scores of any size; bytes and time of a step do not grow with the text,
 where a cache of keys and values does; and a query made from the token, which would break this, is refused.
-``transduce reproduce aaren`` measures all of it, and how well the model predicts beside full attention.
+``transduce reproduce aaren`` measures all of it.
 """
 
 from __future__ import annotations
