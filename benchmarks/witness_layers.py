@@ -229,23 +229,16 @@ def mlstm(dtype: torch.dtype) -> Witness:
 
 def gated_delta(dtype: torch.dtype) -> Witness:
     from transformers import Qwen3NextConfig
-    from transformers.models.qwen3_next import modeling_qwen3_next
     from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
 
-    l2norm = modeling_qwen3_next.l2norm
-    modeling_qwen3_next.l2norm = lambda x, dim=-1, eps=0.0: l2norm(x, dim, 0.0)
     heads, keys, values = 4, 4, 8
-    # The witness scales queries by keys^-1/2 behind their normalisation; with its epsilon scaled alike the norm behind
-    # the memory gives the same.
     config = Qwen3NextConfig(
         hidden_size=DIM, linear_num_value_heads=heads, linear_num_key_heads=heads, linear_key_head_dim=keys,
-        linear_value_head_dim=values, num_hidden_layers=1, layer_types=["linear_attention"], rms_norm_eps=1e-6 / keys,
+        linear_value_head_dim=values, num_hidden_layers=1, layer_types=["linear_attention"], rms_norm_eps=1e-6,
     )  # fmt: skip
     module = Qwen3NextGatedDeltaNet(config, 0)
     _randomize(module, dtype, A_log=lambda z: 0.5 * z, weight=lambda z: z / 4 if z.dim() > 1 else 1 + 0.3 * z)
-    witness = _transformers_mixer(module, config, "Qwen3NextGatedDeltaNet")
-    witness.note = "the 1e-6 that it adds to squared norms of keys and queries is taken out; ours has none there"
-    return witness
+    return _transformers_mixer(module, config, "Qwen3NextGatedDeltaNet")
 
 
 def _torch_recurrence(kind: str) -> Callable[[torch.dtype], Witness]:

@@ -223,7 +223,8 @@ ENTRIES: dict[str, Entry] = {
 @dataclass(frozen=True)
 class Row:
     """One layer in one dtype. Errors are relative to the larger of 1 and the witness's largest number; ``chunks`` is
-    how far the witness, fed in two chunks, is from itself, or what it says when it is. ``problem``: why there are none."""
+    how far the witness, fed in two chunks, is from itself, or what it says when it is. ``problem``: why there are no
+    errors."""
 
     layer: str
     witness: str
@@ -307,7 +308,8 @@ def gather(venvs: Path | None, only: str = "") -> list[Row]:
             names = [name for name in asked if ENTRIES[name].home == home]
             python = _python(home, venvs)
             if python is None:
-                said = {n: {"absent": f"no environment {home}, see {PEERS.name}/{home}.txt and --venvs"} for n in names}
+                reason = f"no environment {home}, see {PEERS.name}/{home}.txt and --venvs"
+                said = {name: {"absent": reason} for name in names}
             else:
                 said = collect(names, dtype, python)
             for name in names:
@@ -327,13 +329,13 @@ def _cell(value: float | str | None) -> str:
 PAGE = """# Independent witnesses
 
 Each row is one of our layers with the weights of the same layer of another package, on the same inputs. Errors are
-relative to the larger of 1 and the witness's largest number: of the outputs of {steps} steps, of the gradient of the inputs, of
-the state behind them, and of the outputs of further steps, taken one by one from that state. The witness runs in a process and an
-environment of its own and shares no code with ours. In float64 its casts to float32 are switched off, so that the equation
-is compared.
+relative to the larger of 1 and the witness's largest number: of the outputs of {steps} steps, of the gradient of the
+inputs, of the state behind them, and of the outputs of further steps, taken one by one from that state. The witness
+runs in a process and an environment of its own and shares no code with ours. In float64 its casts to float32 are
+switched off, so that the equation is compared.
 
-The last column is about the witness alone: how far it is from its own answer when the sequence is fed to it in two chunks
-through its cache. Our layers give the same answer for every chunking by law (`transduce laws`).
+The last column is about the witness alone: how far it is from its own answer when the sequence is fed to it in two
+chunks through its cache. Our layers give the same answer for every chunking by law (`transduce laws`).
 
 {table}
 
@@ -348,7 +350,7 @@ def page(rows: list[Row]) -> str:
     lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
     for r in rows:
         errors = [_cell(e) for e in (r.outputs, r.gradient, r.states, r.steps, r.chunks)]
-        cells = [r.layer, r.witness, r.dtype, *errors] if r.problem is None else [r.layer, r.witness, r.dtype, r.problem]
+        cells = [r.layer, r.witness, r.dtype, *(errors if r.problem is None else [r.problem])]
         lines.append("| " + " | ".join(cells) + " |")
     agree, asked = sum(r.agrees for r in rows), sum(r.problem is None for r in rows)
     limits = " and ".join(f"{limit:g} in {dtype}" for dtype, limit in LIMITS.items())
@@ -362,23 +364,32 @@ def page(rows: list[Row]) -> str:
     return PAGE.format(steps=STEPS, table="\n".join(lines), verdict=verdict, notes=notes)
 
 
+def updated(before: list[dict[str, Any]], rows: list[Row]) -> list[Row]:
+    """The rows of an earlier record, with those of the same layer, package and dtype replaced."""
+    key = lambda r: (r.layer, *r.witness.split(" ")[:1], *r.witness.split(" ")[2:], r.dtype)
+    old = [Row(**{k: v for k, v in row.items() if k != "agrees"}) for row in before]
+    new = {key(r): r for r in rows}
+    return [new.pop(key(r), r) for r in old] + list(new.values())
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--venvs", type=Path, help="folder of the witnesses' virtual environments")
-    parser.add_argument("--only", default="", help="witnesses whose name contains this; nothing is written then")
+    parser.add_argument("--only", default="", help="witnesses whose name contains this; other rows stay as they were")
     options = parser.parse_args(arguments)
     rows = gather(options.venvs, options.only)
+    path = RESULTS / "witnesses.json"
+    if options.only and path.exists():
+        rows = updated(json.loads(path.read_text())["rows"], rows)
     text = page(rows)
     print(text)
-    if options.only:
-        return 0
     RESULTS.mkdir(exist_ok=True)
     content = {
         "command": "python -m benchmarks.witnesses --venvs FOLDER",
         "limits": LIMITS,
         "rows": [{**asdict(r), "agrees": r.agrees} for r in rows],
     }
-    (RESULTS / "witnesses.json").write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(content, indent=1) + "\n")
     (ROOT / "docs" / "witnesses.md").write_text(text)
     return 0 if all(r.agrees for r in rows if r.problem is None) else 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -57,6 +57,13 @@ def test_the_page_says_who_agrees_and_who_contradicts_itself():
     assert "1 of 2 rows agree everywhere" in text and "| X | x | float32 | absent: x |" in text
     assert "contradict themselves when fed in chunks: Ours (theirs 1.0 Layer)" in text
     assert "* theirs 1.0 Layer: a cast is taken out." in text
+
+
+def test_rows_measured_again_replace_theirs_whatever_the_version():
+    old = [Row("A", "p 1 L", "float64", 1.0), Row("A", "p 1 L", "float32", 2.0)]
+    record = [{**asdict(row), "agrees": False} for row in old]
+    new, other = Row("A", "p 2 L", "float32", 3.0), Row("B", "p 1 L", "float32", 4.0)
+    assert witnesses.updated(record, [new, other]) == [old[0], new, other]
 
 
 def test_the_selective_scan_is_timed_behind_its_law_and_peers_compute_the_same(monkeypatch):
