@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import attention_decode, blocks, harness, main_job, rnn, scan, seq2seq
+from benchmarks import attention_decode, blocks, harness, main_job, rnn, scan, seq2seq, solvers
 from benchmarks.harness import Benchmark, Result
 from transduce.core.seq import Batch, Seq
 from transduce.ops.scan import linear_scan
@@ -53,10 +53,10 @@ def test_nothing_is_timed_while_a_model_breaks_its_laws(monkeypatch, capsys):
 
 def test_every_benchmark_checks_what_it_times(monkeypatch):
     seen = {}
-    for module in (attention_decode, blocks, main_job, rnn, scan, seq2seq):
+    for module in (attention_decode, blocks, main_job, rnn, scan, seq2seq, solvers):
         monkeypatch.setattr(module, "run", lambda contest: seen.setdefault(contest.name, contest) and 0)
         module.main()
-    assert sorted(seen) == ["attention_decode", "blocks", "main_job", "rnn", "scan", "seq2seq"]
+    assert sorted(seen) == ["attention_decode", "blocks", "main_job", "rnn", "scan", "seq2seq", "solvers"]
     for contest in seen.values():
         assert contest.ops or contest.laws
         absent = set(contest.environments) - {p for case in contest.cases for p in contest.peers(case)}
