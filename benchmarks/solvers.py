@@ -73,11 +73,11 @@ def main() -> int:
     from transduce.ops.affine import affine_scan
     from transduce.ops.para import para_gru
 
-    status = run(Benchmark("solvers", __doc__, CASES, lambda case: list(SOLVERS), child, (affine_scan, para_gru)))
-    if status == 0 and not {"--child", "--only"} & set(sys.argv):
-        draw("bench-solvers-keep-heap" if "--keep-heap" in sys.argv else "bench-solvers")
-    return status
+    return run(Benchmark("solvers", __doc__, CASES, lambda case: list(SOLVERS), child, (affine_scan, para_gru)))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    status = main()
+    if status == 0 and not {"--child", "--only"} & set(sys.argv):
+        draw("bench-solvers-keep-heap" if "--keep-heap" in sys.argv else "bench-solvers")
+    raise SystemExit(status)
