@@ -126,7 +126,8 @@ def _lstm_backward(data) -> None:  # noqa: ANN001
 
 
 @row_function
-def _slstm_row(u, c0, n0, m0, gates, closing, c1, n1, m1, h1):  # noqa: ANN001, ANN202
+def _slstm_row(u, before, gates, closing, after):  # noqa: ANN001, ANN202
+    (c0, n0, m0), (c1, n1, m1, h1) = before, after
     width = c0.shape[0]
     u_i, u_f, u_z, u_o = u[:width], u[width : 2 * width], u[2 * width : 3 * width], u[3 * width :]
     i_out, f_out = gates[:width], gates[width : 2 * width]
@@ -180,14 +181,13 @@ def _slstm_forward(data) -> None:  # noqa: ANN001
             if has_restarts and restarts[t, i]:
                 u[i, :] = 0
                 c, n, m = zero, zero, zero
-            _slstm_row(
-                u[i, : 4 * width], c, n, m, gates[t, i], closing[t, i],
-                cs[t + 1, i], ns[t + 1, i], ms[t + 1, i], hs[t + 1, i],
-            )  # fmt: skip
+            after = (cs[t + 1, i], ns[t + 1, i], ms[t + 1, i], hs[t + 1, i])
+            _slstm_row(u[i, : 4 * width], (c, n, m), gates[t, i], closing[t, i], after)
 
 
 @row_function
-def _slstm_row_back(dh, dc, dn, dm, gates, closing, c0, n0, h1, n1, d):  # noqa: ANN001, ANN202
+def _slstm_row_back(carries, gates, closing, before, after, d):  # noqa: ANN001, ANN202
+    (dh, dc, dn, dm), (c0, n0), (h1, n1) = carries, before, after
     width = dc.shape[0]
     w_in, k_in = gates[:width], gates[width : 2 * width]
     z_in, o_in = gates[2 * width : 3 * width], gates[3 * width :]
@@ -237,9 +237,8 @@ def _slstm_backward(data) -> None:  # noqa: ANN001
                 continue
             if has_restarts and restarts[t, i]:
                 c, n = zero, zero
-            _slstm_row_back(
-                mine, dc[i], dn[i], dm[i], gates[t, i], closing[t, i], c, n, hs[t + 1, i], ns[t + 1, i], d[t, i]
-            )
+            carries, after = (mine, dc[i], dn[i], dm[i]), (hs[t + 1, i], ns[t + 1, i])
+            _slstm_row_back(carries, gates[t, i], closing[t, i], (c, n), after, d[t, i])
             mine[:] = 0
         backward_product(d[t], packed, dh, lo, hi, rows // heads)
         for i in range(lo, hi):
@@ -303,7 +302,8 @@ class SLSTM(torch.autograd.Function):
     """As the loop of :func:`transduce.ops.slstm.slstm`."""
 
     @staticmethod
-    def forward(ctx, pre, weight, h0, c0, n0, m0, mask, resets):  # noqa: ANN001, ANN205
+    def forward(ctx, pre, weight, *rest):  # noqa: ANN001, ANN205
+        h0, c0, n0, m0, mask, resets = rest
         width, heads = weight.shape[1], h0.shape[1] // weight.shape[1]
         gates = fold(zero_masked(pre, mask), WORK, width, heads)
         steps, rows = gates.shape[:2]

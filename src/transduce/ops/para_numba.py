@@ -153,7 +153,8 @@ def _lstm_forward(data) -> None:  # noqa: ANN001
 
 
 @row_function
-def _lstm_row_back(pre, weight, h0, c0, c1, lo, hi, dh, dc, d, dw):  # noqa: ANN001, ANN202
+def _lstm_row_back(pre, weight, states, lo, hi, carries, d, dw):  # noqa: ANN001, ANN202
+    (h0, c0, c1), (dh, dc) = states, carries
     width = pre.shape[0] // 3
     a_f, a_g, a_o = weight[0, lo:hi], weight[1, lo:hi], weight[2, lo:hi]
     p_f, p_o = weight[3, lo:hi], weight[4, lo:hi]
@@ -214,7 +215,8 @@ def _lstm_backward(data) -> None:  # noqa: ANN001
             restarted = has_restarts and restarts[row, t]
             if restarted:
                 h, c = zero[lo:hi], zero[lo:hi]
-            _lstm_row_back(pre[row, t], weight, h, c, cs[row, t, lo:hi], lo, hi, mine_h, mine_c, d[row, t], dw[row])
+            read = (h, c, cs[row, t, lo:hi])
+            _lstm_row_back(pre[row, t], weight, read, lo, hi, (mine_h, mine_c), d[row, t], dw[row])
             if restarted:
                 mine_h[:] = 0
                 mine_c[:] = 0

@@ -86,7 +86,8 @@ class _Loop(torch.autograd.Function):
     l are those through the exponentials plus, for the larger of the two, that of m'."""
 
     @staticmethod
-    def forward(ctx, pre, weight, h0, c0, n0, m0, mask, resets, work):  # noqa: ANN001, ANN205 (torch's own signature)
+    def forward(ctx, pre, weight, *rest):  # noqa: ANN001, ANN205 (torch's own signature)
+        h0, c0, n0, m0, mask, resets, work = rest
         low, width = low_dtype(pre), weight.shape[1]
         heads = h0.shape[1] // width
         product = Product(weight, work, low, heads)

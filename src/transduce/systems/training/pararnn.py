@@ -8,8 +8,8 @@ state-to-state weights are vectors, so that the Jacobian J_t is a number or a 2 
 projection, short convolution, cell, gated norm, projection; a gated MLP follows.
 
 Added: the residual is checked, and where Newton's method does not converge the steps are run one after the other.
-Simplified: three sizes smaller, no custom GPU kernels. On the CPU a compiled loop over time is the faster solver and
-the default; ``--config.solver newton`` takes the paper's (results/bench-solvers.json compares them).
+Simplified: smaller models, no custom GPU kernels. On the CPU a compiled loop over time is the faster solver and
+the default; ``--solver newton`` takes the paper's (``python -m benchmarks.solvers`` compares them).
 
 Claim: the solution and the gradients are those of the loop; three iterations suffice at the published initialisation;
 parity, which a diagonal linear recurrence cannot carry beyond the trained lengths, is tracked exactly.
