@@ -1,4 +1,4 @@
-"""Whole residual blocks x + mixer(norm x), projections included, side by side: ``python -m benchmarks.blocks --venvs DIR``.
+"""Whole residual blocks x + mixer(norm x), projections included: ``python -m benchmarks.blocks --venvs DIR``.
 
 Every block is as wide as its inputs and has the size that its authors or its package give it by default, so blocks
 differ in parameters: the note behind a row says how many. Rows are compared with the LSTM's, the block that most

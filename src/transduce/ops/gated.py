@@ -375,7 +375,8 @@ def hgru_cases() -> Iterator[Case]:
     for case in _cases(2, 1, lambda width, g: (vectors(width, g)[0], None), False):
         grad = tuple(i for i in case.grad if i != 2)
         yield Case(f"real, {case.name}", case.args, case.kwargs, grad, case.tiny, case.scale)
-    pre, start = (torch.randn(*s, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) for s in ((2, 9, 10), (2, 5)))
+    g = torch.Generator().manual_seed(2)
+    pre, start = (torch.randn(*size, dtype=torch.float64, generator=g) for size in ((2, 9, 10), (2, 5)))
     yield Case("real, no floor", (pre, None, None, start), grad=(0, 3), scale=3.0)
 
 

@@ -84,7 +84,8 @@ def exact(report: Check, trained: LowerBounds) -> None:
         float((gammas[1:] - gammas[:-1]).min()),
         Claim("rising", "gamma never falls with depth", at_least=0.0),
     )
-    report.measure("gamma of the lowest layer", float(gammas[0].abs().max()), Claim("zero", "exactly zero", at_most=0.0))
+    lowest = float(gammas[0].abs().max())
+    report.measure("gamma of the lowest layer", lowest, Claim("zero", "exactly zero", at_most=0.0))
     report.notes["mean gamma by layer after training"] = [round(float(g), 4) for g in gammas.mean(1)]
 
 

@@ -136,7 +136,9 @@ def check(report: Check) -> None:
             right.append(stream_accuracy(net, task, seed=seed))
         claim = None if report.quick else claims[layers]
         report.measure(f"selective copying, accuracy of {label}", right, claim, baseline=1 / ALPHABET)
-    report.notes["tried before"] = "rate 3e-3, one layer, seed 0: training loss 0.2583 nats after 2000 updates; not finished"
+    report.notes["tried before"] = (
+        "rate 3e-3, one layer, seed 0: training loss 0.2583 nats after 2000 updates; not finished"
+    )
     exact(report)
     curves(
         {label: smoothed(runs) for label, runs in losses.items()},

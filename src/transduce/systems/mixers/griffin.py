@@ -3,7 +3,7 @@
 Two recurrent layers, one layer of attention to a short window, and again; every layer has a gated MLP behind it::
 
     R   y = W_o (GELU(W_y x) * RGLRU(conv_4(W_x x)))
-        RGLRU: h_t = a_t * h_{t-1} + sqrt(1 - a_t^2) * (i_t * x_t),   a_t = a^(8 r_t),   r, i = sigmoid(block-diagonal x)
+        RGLRU: h_t = a_t * h_{t-1} + sqrt(1 - a_t^2) * (i_t * x_t),  a_t = a^(8 r_t),  r, i = sigmoid(block-diagonal x)
     A   attention to the last ``window`` steps, one head of keys and values for all queries, half of a head rotated
     layer   x <- x + mixer(RMSNorm x),   x <- x + GeGLU(RMSNorm x)
 
