@@ -21,6 +21,9 @@ import torch
 from transduce.core.protocols import Claim, Model, Objective
 from transduce.core.seq import Batch
 
+USUAL_SEEDS = (0, 1)
+"""What `transduce reproduce` takes where no seeds are named."""
+
 
 @dataclass
 class Measured:
@@ -83,13 +86,19 @@ class Check:
     def passed(self) -> bool:
         return all(m.holds is not False for m in self.measured)
 
+    def _flags(self) -> list[str]:
+        """What stood on the command line beside the name."""
+        if self.quick:
+            return ["--quick"]
+        return [] if tuple(self.seeds) == USUAL_SEEDS else ["--seeds", *map(str, self.seeds)]
+
     def write(self) -> Path:
         """Write ``<folder>/<name>.json`` atomically and return its path."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{self.name}.json"
         record = {
             "system": self.name,
-            "command": f"transduce reproduce {self.name}" + (" --quick" if self.quick else ""),
+            "command": " ".join(["transduce reproduce", self.name, *self._flags()]),
             "quick": self.quick,
             "passed": self.passed,
             "measured": [
