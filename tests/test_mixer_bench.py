@@ -78,6 +78,20 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, capsys):
     assert "another network" in capsys.readouterr().err
 
 
+def test_a_system_stands_for_its_mixers(tmp_path):
+    flags = ["--quick", "--out", str(tmp_path), "--dim", "16", "--layers", "1", "--tasks", "parity"]
+    assert main(["bench", "mixers", "--only", "min-rnn", *flags]) == 0
+    assert list(read(tmp_path / "quick" / "mixers.json")["mixers"]) == ["min-gru", "min-lstm"]
+
+
+def test_every_system_named_has_known_mixers():
+    from transduce.cli.bench import OF_SYSTEMS
+    from transduce.nn.catalogue import MIXERS
+    from transduce.systems import names
+
+    assert set(OF_SYSTEMS) <= set(names()) and {m for mixers in OF_SYSTEMS.values() for m in mixers} <= set(MIXERS)
+
+
 def test_a_task_without_its_data_is_said_not_to_be_measured(tmp_path, monkeypatch, capsys):
     from transduce.train import mixer_tasks
 

@@ -226,7 +226,7 @@ def test_a_cell_of_ones_own_runs_without_a_fused_solver():
     with pytest.raises(ValueError, match='use solver="loop"'):
         Recurrence(Sum(), solver="fused")
     with pytest.raises(ValueError, match="solver must be"):
-        Recurrence(GRUCell(3, 3), solver="newton")
+        Recurrence(GRUCell(3, 3), solver="secant")
 
 
 @pytest.mark.parametrize("make", [Elman, GRU, LSTM])

@@ -13,13 +13,23 @@ from transduce.core.errors import UserError, nearest
 from .machine import set_up
 from .options import MaybePath, parse
 
+OF_SYSTEMS = {
+    "flashrnn": ("elman", "gru", "lstm", "slstm"),
+    "min-rnn": ("min-gru", "min-lstm"),
+    "multi-perspective-rwkv": ("rwkv4",),
+    "pararnn": ("para-gru", "para-lstm"),
+    "regular-lrnn": ("block-lrnn",),
+    "retnet": ("retention",),
+}
+"""Systems whose name is not that of their mixer."""
+
 
 @dataclass(frozen=True)
 class Bench:
     what: tyro.conf.Positional[Literal["mixers"]]
     """What is measured."""
     only: tuple[str, ...] = ()
-    """Mixers by name; all of the catalogue where left out."""
+    """Mixers by name, or systems, which stand for theirs; all of the catalogue where left out."""
     tasks: tuple[str, ...] = ()
     """Tasks by name; all of them where left out."""
     seeds: tuple[int, ...] = (0,)
@@ -48,7 +58,8 @@ def bench_command(arguments: Sequence[str]) -> int:
     from transduce.train.mixer_bench import Network, Plan, bench
     from transduce.train.mixer_tasks import TASKS
 
-    mixers, tasks = _known(options.only, MIXERS, "mixer"), _known(options.tasks, TASKS, "task")
+    named = [m for name in options.only for m in OF_SYSTEMS.get(name, (name,))]
+    mixers, tasks = _known(named, MIXERS, "mixer"), _known(options.tasks, TASKS, "task")
     folder = options.out / "quick" if options.quick else options.out
     size = Network(options.dim, options.layers, 0.01 if options.quick else 1.0)
     plan = Plan(mixers, tasks, options.seeds, options.again)
