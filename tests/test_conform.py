@@ -100,6 +100,8 @@ def test_a_plain_function_is_tried_without_a_state():
     findings = probe(adapt(lambda ids: embed(ids).cumsum(1), vocabulary=9))
     assert {f.detail for f in findings if f.kept is None} == {"no state", "no mask"}
     assert not [f for f in findings if f.kept is False]
+    with pytest.raises(ValueError, match="no state"):
+        FunctionSubject(embed, 9).start(1)
 
 
 def test_what_reads_everything_breaks_causality_and_has_no_state():

@@ -16,6 +16,7 @@ choosing a kernel's tiles so is from FlashRNN (arXiv 2412.07752, section 4.3: Co
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Iterable, Iterator, Mapping
 
@@ -23,18 +24,18 @@ Domains = dict[str, tuple[int, ...]]
 Range = tuple[int, int]
 
 
-class Term:
+class Term(ABC):
     """An integer expression."""
 
-    def value(self, at: Mapping[str, int]) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def value(self, at: Mapping[str, int]) -> int: ...
 
+    @abstractmethod
     def range(self, ranges: Mapping[str, Range]) -> Range:
         """Bounds of the value, each variable within its range (safe, not always tight)."""
-        raise NotImplementedError
 
-    def names(self) -> frozenset[str]:
-        raise NotImplementedError
+    @abstractmethod
+    def names(self) -> frozenset[str]: ...
 
     def __add__(self, other: Term | int) -> Term:
         return _Binary("+", self, as_term(other))

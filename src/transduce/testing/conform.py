@@ -42,19 +42,23 @@ class Subject(ABC):
 
     def start(self, batch: int) -> Any:
         """The state before the first step."""
-        raise NotImplementedError
+        raise self._stateless()
 
     def go(self, x: Tensor, state: Any, mask: Tensor | None = None) -> tuple[Tensor, Any]:
         """Outputs of a chunk that follows ``state``, and the state behind it. ``mask`` is about the chunk."""
-        raise NotImplementedError
+        raise self._stateless()
 
     def reorder(self, state: Any, rows: Tensor) -> Any:
         """The state whose row i continues row ``rows[i]``."""
-        raise NotImplementedError
+        raise self._stateless()
 
     def nbytes(self, state: Any) -> int:
         """Bytes of all tensors of a state."""
-        raise NotImplementedError
+        raise self._stateless()
+
+    def _stateless(self) -> ValueError:
+        """What a subject with ``has_state = False`` says; one with a state defines these four methods."""
+        return ValueError(f"{self.name} has no state")
 
 
 @dataclass(frozen=True)
