@@ -284,9 +284,9 @@ def case_limit(results: Sequence[Result]) -> float | None:
     return min((r.limit_ms for r in results if r.limit_ms is not None), default=None)
 
 
-def save(name: str, command: str, results: Sequence[Result], before: Mapping[str, object]) -> Path:
+def save(name: str, command: str, results: Sequence[Result], before: Mapping[str, object], update: bool = False) -> Path:
     """Write results/NAME.json: the command, the machine before and after, every row, the limit of every
-    case."""
+    case. ``update``: replace the measured cases in a record that exists, and say so in it."""
     RESULTS.mkdir(exist_ok=True)
     cases = dict.fromkeys(r.case for r in results)
     content = {
@@ -298,8 +298,19 @@ def save(name: str, command: str, results: Sequence[Result], before: Mapping[str
         "results": [{**asdict(r), "rate": r.rate} for r in results],
     }
     path = RESULTS / f"{name}.json"
+    if update and path.is_file():
+        content = _merged(json.loads(path.read_text()), content)
     path.write_text(json.dumps(content, indent=1) + "\n")
     return path
+
+
+def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The old record with the cases of the new one, whose command and environment stand under "updates"."""
+    kept = [r for r in old["results"] if r["case"] not in new["limit_ms"]]
+    update = {"cases": list(new["limit_ms"]), **{k: new[k] for k in ("command", "environment", "disturbed")}}
+    limits = {**old["limit_ms"], **new["limit_ms"]}
+    updates = [*old.get("updates", []), update]
+    return {**old, "limit_ms": limits, "results": kept + new["results"], "updates": updates}
 
 
 @dataclass(frozen=True)
@@ -348,12 +359,14 @@ def run(benchmark: Benchmark, arguments: Sequence[str] | None = None) -> int:
             results += mine
     warning = disturbed(results)
     print(f"\nload average {environment()['load_average']}" + (f"\n{warning}" if warning else ""))
-    if not options.only:
+    if options.update or not options.only:
         suffix = "-keep-heap" if options.keep_heap else ""
         command = ["python -m", f"benchmarks.{benchmark.name}", *(["--keep-heap"] if options.keep_heap else [])]
         command += ["--rounds", str(options.rounds)] if options.rounds > 1 else []
         command += ["--venvs FOLDER"] if options.venvs else []
-        path = save(f"bench-{benchmark.name.replace('_', '-')}{suffix}", " ".join(command), results, before)
+        command += [f"--only {options.only} --update"] if options.only else []
+        name = f"bench-{benchmark.name.replace('_', '-')}{suffix}"
+        path = save(name, " ".join(command), results, before, options.update)
         print(f"written: results/{path.name}")
     return 0
 
@@ -363,6 +376,7 @@ def _parser(benchmark: Benchmark) -> argparse.ArgumentParser:
     parser.add_argument("--child", nargs=2, metavar=("CASE", "PEER"), help=argparse.SUPPRESS)
     parser.add_argument("--keep-heap", action="store_true", help="apply keep_large_blocks() in every process of this environment")
     parser.add_argument("--only", default="", help="cases whose name contains this; nothing is written then")
+    parser.add_argument("--update", action="store_true", help="with --only: replace these cases in the record")
     parser.add_argument("--rounds", type=int, default=1, help="processes per contestant, in turns; the best counts")
     parser.add_argument("--venvs", type=Path, help="folder of the contestants' virtual environments")
     return parser

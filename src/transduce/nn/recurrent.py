@@ -26,6 +26,9 @@ from transduce.ops.tracing import why_traced
 from .masking import only_pads_right, valid_resets
 from .newton import Channels
 
+_LARGE = 100_000
+"""Weights of an LSTM from which on torch's kernel is ahead of ours."""
+
 
 class Recurrence(Mixer):
     """Runs a :class:`Cell` over time: s_t = step(inputs(x)_t, s_{t-1}), y_t = project(output(s_t)).
@@ -224,11 +227,15 @@ class LSTMCell(Cell):
         return h, LSTMState(h[:, -1].clone(), c[:, -1].clone())
 
     def layer(self, x: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState] | None:
-        """By torch's own kernel, where that is the faster one: a dense matrix in float32 on the CPU, some steps."""
+        """By torch's own kernel, where that is the faster one: a large dense matrix in float32 on the CPU, some steps,
+        and more rows than threads (with fewer ours divides the units)."""
         tensors = (x, self.weight, *state)
-        plain = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
-        dense = self.weight.shape[1] == self.hidden and x.shape[1] >= 4
-        if not (plain and dense) or torch.is_autocast_enabled("cpu") or why_traced(*tensors) is not None:
+        large = self.weight.shape[1] == self.hidden and self.weight.numel() >= _LARGE
+        if not large or x.shape[1] < 4 or x.shape[0] <= torch.get_num_threads():
+            return None
+        if any(t.dtype != torch.float32 or t.device.type != "cpu" for t in tensors):
+            return None
+        if torch.is_autocast_enabled("cpu") or why_traced(*tensors) is not None:
             return None
         y, h, c = lstm_layer(x, self.input.weight, self.input.bias, self.weight, state.h, state.c)
         return y, LSTMState(h, c)

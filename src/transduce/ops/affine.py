@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .dispatch import Case, op
-from .tracing import has_numba, why_traced
+from .dispatch import Case, on_tensors, op
+from .tracing import why_not_kernel, why_traced
 
 
 def _check(a: Tensor, b: Tensor, h0: Tensor | None) -> Tensor:
@@ -122,22 +122,21 @@ def _run(solve: Solve, a: Tensor, b: Tensor, h0: Tensor | None, reverse: bool) -
     return _Scan.apply(solve, a.to(dtype), b.to(dtype), h.to(dtype), reverse)
 
 
-def _why_not_numba(a: Tensor, b: Tensor, h0: Tensor | None = None, *, reverse: bool = False) -> str | None:
-    if a.device.type != "cpu":
-        return f"a tensor is on {a.device}, the kernel runs on the CPU"
-    if a.shape[2] != 2:
+def _why_not_numba(a: Tensor, *others: Tensor) -> str | None:
+    reason = why_not_kernel(a, *others)
+    if reason is None and a.shape[2] != 2:
         return f"the kernel is for two numbers a channel, not {a.shape[2]}"
-    if any(t is not None and t.dtype not in (torch.float32, torch.float64) for t in (a, b, h0)):
+    if reason is None and any(t.dtype not in (torch.float32, torch.float64) for t in (a, *others)):
         return "the kernel computes in float32 and float64"
-    return why_traced(a, b, h0) or (None if has_numba() else "numba is not installed")
+    return reason
 
 
-@affine_scan.backend("numba", when=_why_not_numba)
+@affine_scan.backend("numba", when=on_tensors(_why_not_numba))
 def _numba_backend(a: Tensor, b: Tensor, h0: Tensor | None = None, *, reverse: bool = False) -> Tensor:
     return _run(_compiled, a, b, h0, reverse)
 
 
-@affine_scan.backend("doubling", when=lambda a, b, h0=None, *, reverse=False: why_traced(a, b, h0))
+@affine_scan.backend("doubling", when=on_tensors(why_traced))
 def _doubling_backend(a: Tensor, b: Tensor, h0: Tensor | None = None, *, reverse: bool = False) -> Tensor:
     return _run(_doubling, a, b, h0, reverse)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..core.seq import zero_masked
-from .dispatch import Case, op
-from .tracing import has_numba, why_traced
+from .dispatch import Case, on_tensors, op, several_steps
+from .tracing import why_not_kernel
 
 
 def _check(
@@ -126,22 +126,7 @@ class _BlockScan(torch.autograd.Function):
         return da if need_a else None, dv if need_v else None, dh0 if need_h0 else None, None, None
 
 
-def _why_not_numba(
-    a: Tensor,
-    v: Tensor | None = None,
-    h0: Tensor | None = None,
-    *,
-    mask: Tensor | None = None,
-    resets: Tensor | None = None,
-) -> str | None:
-    for t in (a, v, h0, mask, resets):
-        if t is not None and t.device.type != "cpu":
-            return f"a tensor is on {t.device}, the kernel runs on the CPU"
-    traced = why_traced(a, v, h0, mask, resets)  # first: what follows cannot be traced
-    return traced or (None if has_numba() else "numba is not installed")
-
-
-@block_scan.backend("numba", when=_why_not_numba)
+@block_scan.backend("numba", when=on_tensors(why_not_kernel))
 def _numba_backend(
     a: Tensor,
     v: Tensor | None = None,
@@ -161,18 +146,7 @@ def _numba_backend(
 # ---------------------------------------------------------------- log-depth
 
 
-def _why_not_parallel(
-    a: Tensor,
-    v: Tensor | None = None,
-    h0: Tensor | None = None,
-    *,
-    mask: Tensor | None = None,
-    resets: Tensor | None = None,
-) -> str | None:
-    return "a single step is cheaper as a recurrence" if a.dim() == 5 and a.shape[1] < 2 else None
-
-
-@block_scan.backend("parallel", when=_why_not_parallel)
+@block_scan.backend("parallel", when=several_steps(5))
 def _parallel_backend(
     a: Tensor,
     v: Tensor | None = None,

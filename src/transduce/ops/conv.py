@@ -11,7 +11,7 @@ from torch import Tensor
 
 from transduce.core.seq import zero_masked
 from transduce.ops.dispatch import Case, op
-from transduce.ops.tracing import has_numba, why_traced
+from transduce.ops.tracing import why_not_kernel
 
 
 @op
@@ -76,17 +76,14 @@ def _numba_refuses(
     if weight.dim() != 2 or weight.shape[1] > 8:
         return "the kernel is for at most 8 taps of single channels"
     given = [t for t in (x_BTD, weight, bias, tail_BLD) if t is not None]
-    for t in given:
-        if t.device.type != "cpu":
-            return f"a tensor is on {t.device}, the kernel runs on the CPU"
-    traced = why_traced(*given)  # first: what follows cannot be traced
-    if traced is not None:
-        return traced
+    reason = why_not_kernel(*given)
+    if reason is not None:
+        return reason
     if x_BTD.dtype not in (torch.float32, torch.float64) or any(t.dtype != x_BTD.dtype for t in given):
         return "the kernel takes tensors of one dtype, float32 or float64"
     if not x_BTD.numel():
         return "there is nothing to compute"
-    return None if has_numba() else "numba is not installed"
+    return None
 
 
 @causal_conv.backend("numba", when=_numba_refuses)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..core.seq import zero_masked
-from .dispatch import Case, op
+from .dispatch import Case, on_tensors, op, several_steps
 from .matrix_state import check_flags, check_inputs, chunks, initial, work_dtype
 from .retention import _decays, _gates
-from .tracing import has_numba, why_traced
+from .tracing import why_not_kernel
 
 _CHUNK = 64
 """Steps of one triangular solve, as many as retention takes at a time."""
@@ -100,14 +100,7 @@ def _prepare(
     return v.dtype, work, [zero_masked(x, flags[0]).to(work) for x in (q, k, v, beta)], decay, state
 
 
-def _why_not_numba(*tensors: Tensor | None, **flags: Tensor | None) -> str | None:
-    for t in (*tensors, *flags.values()):
-        if t is not None and t.device.type != "cpu":
-            return f"a tensor is on {t.device}, the kernel runs on the CPU"
-    return why_traced(*tensors, *flags.values()) or (None if has_numba() else "numba is not installed")
-
-
-@delta_rule.backend("numba", when=_why_not_numba)
+@delta_rule.backend("numba", when=on_tensors(why_not_kernel))
 def _delta_numba(
     q: Tensor,
     k: Tensor,
@@ -131,11 +124,7 @@ def _delta_numba(
     return y.to(dtype), state
 
 
-def _why_not_chunked(q: Tensor, *args: Tensor | None, **flags: Tensor | None) -> str | None:
-    return "so few steps are cheaper as a recurrence" if q.dim() == 4 and q.shape[1] < 4 else None
-
-
-@delta_rule.backend("chunked", when=_why_not_chunked)
+@delta_rule.backend("chunked", when=several_steps(4, 4))
 def _delta_chunked(
     q: Tensor,
     k: Tensor,

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..core.seq import zero_masked
-from .dispatch import Case, op
+from .dispatch import Case, on_tensors, op
 from .matrix_state import check_flags, check_inputs, cuts, initial, work_dtype
-from .tracing import has_numba, why_traced
+from .tracing import why_not_kernel
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, removal: Tensor, s0: Tensor | None) -> None:
@@ -126,25 +126,7 @@ class _Rule(torch.autograd.Function):
         return *found, None
 
 
-def _why_not_numba(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor,
-    removal: Tensor,
-    s0: Tensor | None = None,
-    *,
-    mask: Tensor | None = None,
-    resets: Tensor | None = None,
-) -> str | None:
-    tensors = (q, k, v, log_decay, removal, s0, mask, resets)
-    for t in tensors:
-        if t is not None and t.device.type != "cpu":
-            return f"a tensor is on {t.device}, the kernel runs on the CPU"
-    return why_traced(*tensors) or (None if has_numba() else "numba is not installed")
-
-
-@generalised_delta_rule.backend("numba", when=_why_not_numba)
+@generalised_delta_rule.backend("numba", when=on_tensors(why_not_kernel))
 def _numba_backend(
     q: Tensor,
     k: Tensor,

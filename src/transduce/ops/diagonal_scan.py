@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .dispatch import Case, op
-from .tracing import full_precision, has_numba, why_traced
+from .dispatch import Case, on_tensors, op
+from .tracing import full_precision, why_not_kernel
 
 _HALF = (torch.float16, torch.bfloat16)
 _CHUNK = 32
@@ -131,22 +131,7 @@ class _Scan(torch.autograd.Function):
         return *(g if need else None for g, need in zip(found, ctx.needs_input_grad)), None, None
 
 
-def _why_not_numba(
-    decay: Tensor,
-    b: Tensor,
-    h0: Tensor | None = None,
-    *,
-    mask: Tensor | None = None,
-    resets: Tensor | None = None,
-) -> str | None:
-    for t in (decay, b, h0, mask, resets):
-        if t is not None and t.device.type != "cpu":
-            return f"a tensor is on {t.device}, the kernel runs on the CPU"
-    traced = why_traced(decay, b, h0, mask, resets)  # first: what follows cannot be traced
-    return traced or (None if has_numba() else "numba is not installed")
-
-
-@diagonal_scan.backend("numba", when=_why_not_numba)
+@diagonal_scan.backend("numba", when=on_tensors(why_not_kernel))
 def _numba_backend(
     decay: Tensor,
     b: Tensor,

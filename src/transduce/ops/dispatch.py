@@ -5,7 +5,7 @@
     @op
     def scan(a, b): ...                      # the reference; reads like the equation
 
-    @scan.backend("numba", when=numba_refuses)
+    @scan.backend("numba", when=on_tensors(why_not_kernel))
     def scan_numba(a, b): ...                # when(...) returns None to accept, or the reason to refuse
 
     @scan.cases
@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Iterable, Iterator, Mapping
 
 import torch
+from torch import Tensor
 
 logger = logging.getLogger("transduce.ops")
 
@@ -127,6 +128,26 @@ class Op:
 def op(reference: Callable[..., Any]) -> Op:
     """Turn the readable reference of an operation into an :class:`Op`."""
     return Op(reference)
+
+
+def on_tensors(reason: Callable[..., str | None]) -> Callable[..., str | None]:
+    """A ``when`` that looks at nothing but the tensors of a call: ``reason(*tensors)``, those given by name included."""
+
+    def when(*args: Any, **kwargs: Any) -> str | None:
+        return reason(*[x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)])
+
+    return when
+
+
+def several_steps(dims: int, least: int = 2) -> Callable[..., str | None]:
+    """A ``when`` for what pays only over time: the first argument is (B,T,...) of ``dims`` dimensions, T >= ``least``.
+    Another number of dimensions is accepted: the backend says what is wrong with it."""
+
+    def when(first: Tensor, *_: Any, **__: Any) -> str | None:
+        few = first.dim() == dims and first.shape[1] < least
+        return f"fewer than {least} steps are cheaper as a recurrence" if few else None
+
+    return when
 
 
 def known_ops() -> dict[str, Op]:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.seq import zero_masked
-from .dispatch import Case, op
+from .dispatch import Case, on_tensors, op
 from .gated_fused import run_fused, why_not_fused
 from .scan import linear_scan
 from .tracing import why_traced
@@ -102,21 +102,13 @@ def min_gru(
     return _min_gru(linear_scan.reference, pre, h0, mask, resets)
 
 
-def _why_not_min(pre, h0=None, *, mask=None, resets=None):  # noqa: ANN001, ANN202
-    return why_not_fused(pre, h0, mask, resets)
-
-
-def _why_not_scan(pre, h0=None, *, mask=None, resets=None):  # noqa: ANN001, ANN202
-    return why_traced(pre, h0, mask, resets)
-
-
-@min_gru.backend("numba", when=_why_not_min)
+@min_gru.backend("numba", when=on_tensors(why_not_fused))
 def _min_gru_numba(pre, h0=None, *, mask=None, resets=None):  # noqa: ANN001, ANN202
     width = _check("min_gru", pre, 2, h0, 1, (mask, resets))
     return run_fused("min_gru", width, (None, pre, None, None), h0, mask, resets)
 
 
-@min_gru.backend("scan", when=_why_not_scan)
+@min_gru.backend("scan", when=on_tensors(why_traced))
 def _min_gru_scan(pre, h0=None, *, mask=None, resets=None):  # noqa: ANN001, ANN202
     return _min_gru(linear_scan, pre, h0, mask, resets)
 
@@ -145,13 +137,13 @@ def min_lstm(
     return _min_lstm(linear_scan.reference, pre, h0, mask, resets)
 
 
-@min_lstm.backend("numba", when=_why_not_min)
+@min_lstm.backend("numba", when=on_tensors(why_not_fused))
 def _min_lstm_numba(pre, h0=None, *, mask=None, resets=None):  # noqa: ANN001, ANN202
     width = _check("min_lstm", pre, 3, h0, 1, (mask, resets))
     return run_fused("min_lstm", width, (None, pre, None, None), h0, mask, resets)
 
 
-@min_lstm.backend("scan", when=_why_not_scan)
+@min_lstm.backend("scan", when=on_tensors(why_traced))
 def _min_lstm_scan(pre, h0=None, *, mask=None, resets=None):  # noqa: ANN001, ANN202
     return _min_lstm(linear_scan, pre, h0, mask, resets)
 
@@ -214,22 +206,14 @@ def hgru(
     return _hgru(linear_scan.reference, pre, floor, angle, h0, mask, resets)
 
 
-def _why_not_hgru(pre, floor=None, angle=None, h0=None, *, mask=None, resets=None):  # noqa: ANN001, ANN202
-    return why_not_fused(pre, h0, mask, resets, floor, angle)
-
-
-def _why_not_hgru_scan(pre, floor=None, angle=None, h0=None, *, mask=None, resets=None):  # noqa: ANN001, ANN202
-    return why_traced(pre, floor, angle, h0, mask, resets)
-
-
-@hgru.backend("numba", when=_why_not_hgru)
+@hgru.backend("numba", when=on_tensors(why_not_fused))
 def _hgru_numba(pre, floor=None, angle=None, h0=None, *, mask=None, resets=None):  # noqa: ANN001, ANN202
     width = _check_hgru(pre, floor, angle, h0, (mask, resets))
     kind = "hgru" if angle is None else "complex_hgru"
     return run_fused(kind, width, (None, pre, floor, angle), h0, mask, resets)
 
 
-@hgru.backend("scan", when=_why_not_hgru_scan)
+@hgru.backend("scan", when=on_tensors(why_traced))
 def _hgru_scan(pre, floor=None, angle=None, h0=None, *, mask=None, resets=None):  # noqa: ANN001, ANN202
     return _hgru(linear_scan, pre, floor, angle, h0, mask, resets)
 
@@ -298,21 +282,13 @@ def rg_lru(
     return _rg_lru(linear_scan.reference, x, pre, log_decay, h0, mask, resets)
 
 
-def _why_not_rg_lru(x, pre, log_decay, h0=None, *, mask=None, resets=None):  # noqa: ANN001, ANN202
-    return why_not_fused(pre, h0, mask, resets, x, log_decay)
-
-
-def _why_not_rg_lru_scan(x, pre, log_decay, h0=None, *, mask=None, resets=None):  # noqa: ANN001, ANN202
-    return why_traced(x, pre, log_decay, h0, mask, resets)
-
-
-@rg_lru.backend("numba", when=_why_not_rg_lru)
+@rg_lru.backend("numba", when=on_tensors(why_not_fused))
 def _rg_lru_numba(x, pre, log_decay, h0=None, *, mask=None, resets=None):  # noqa: ANN001, ANN202
     width = _check_rg_lru(x, pre, log_decay, h0, (mask, resets))
     return run_fused("rg_lru", width, (x, pre, log_decay, None), h0, mask, resets)
 
 
-@rg_lru.backend("scan", when=_why_not_rg_lru_scan)
+@rg_lru.backend("scan", when=on_tensors(why_traced))
 def _rg_lru_scan(x, pre, log_decay, h0=None, *, mask=None, resets=None):  # noqa: ANN001, ANN202
     return _rg_lru(linear_scan, x, pre, log_decay, h0, mask, resets)
 

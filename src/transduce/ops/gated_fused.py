@@ -9,24 +9,19 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .tracing import has_numba, why_traced
+from .tracing import why_not_kernel
 
 _SERVED = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def why_not_fused(pre: Tensor, *others: Tensor | None) -> str | None:
+def why_not_fused(*tensors: Tensor) -> str | None:
     """Why the kernels cannot serve these tensors; None when they can."""
-    given = [t for t in (pre, *others) if t is not None]
-    for t in given:
-        if t.device.type != "cpu":
-            return f"a tensor is on {t.device}, the kernel runs on the CPU"
-    traced = why_traced(*given)  # first: what follows cannot be traced
-    if traced is not None:
-        return traced
-    for t in given:
-        if t.dtype not in _SERVED and t.dtype != torch.bool:
-            return f"the kernel computes in float32, a tensor is {t.dtype}"
-    return None if has_numba() else "numba is not installed"
+    reason = why_not_kernel(*tensors)
+    if reason is None:
+        for t in tensors:
+            if t.dtype not in _SERVED and t.dtype != torch.bool:
+                return f"the kernel computes in float32, a tensor is {t.dtype}"
+    return reason
 
 
 @functools.cache

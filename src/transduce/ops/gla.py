@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.seq import zero_masked
-from .dispatch import Case, op
+from .dispatch import Case, on_tensors, op, several_steps
 from .matrix_state import check_flags, check_inputs, chunks, compiled, cuts, initial, why_not_compiled, work_dtype
 
 _CHUNK, _SUB = 64, 16
@@ -77,20 +77,7 @@ def gated_linear_attention(
     return (torch.stack(outputs, 1) if outputs else torch.zeros_like(v)).to(dtype), state
 
 
-def _why_not_numba(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor,
-    s0: Tensor | None = None,
-    *,
-    mask: Tensor | None = None,
-    resets: Tensor | None = None,
-) -> str | None:
-    return why_not_compiled(q, k, v, log_decay, s0, mask, resets)
-
-
-@gated_linear_attention.backend("numba", when=_why_not_numba)
+@gated_linear_attention.backend("numba", when=on_tensors(why_not_compiled))
 def _numba(
     q: Tensor,
     k: Tensor,
@@ -112,20 +99,7 @@ def _numba(
     return y.to(dtype), state
 
 
-def _why_not_chunked(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor,
-    s0: Tensor | None = None,
-    *,
-    mask: Tensor | None = None,
-    resets: Tensor | None = None,
-) -> str | None:
-    return "a single step is cheaper as a recurrence" if q.dim() == 4 and q.shape[1] < 2 else None
-
-
-@gated_linear_attention.backend("chunked", when=_why_not_chunked)
+@gated_linear_attention.backend("chunked", when=several_steps(4))
 def _chunked(
     q: Tensor,
     k: Tensor,

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .dispatch import Case, op
-from .tracing import has_numba, why_traced
+from .dispatch import Case, on_tensors, op
+from .tracing import why_not_kernel
 
 GATES = (
     "source right", "source down", "left to right", "up to down", "left to down", "up to right",
@@ -98,14 +98,7 @@ class _GridScan(torch.autograd.Function):
         return tuple(g if need else None for g, need in zip(found, ctx.needs_input_grad))
 
 
-def _why_not_numba(q: Tensor, k: Tensor, v: Tensor, gates: Tensor) -> str | None:
-    for t in (q, k, v, gates):
-        if t.device.type != "cpu":
-            return f"a tensor is on {t.device}, the kernel runs on the CPU"
-    return why_traced(q, k, v, gates) or (None if has_numba() else "numba is not installed")
-
-
-@grid_scan.backend("numba", when=_why_not_numba)
+@grid_scan.backend("numba", when=on_tensors(why_not_kernel))
 def _numba_backend(q: Tensor, k: Tensor, v: Tensor, gates: Tensor) -> Tensor:
     work = _check(q, k, v, gates)
     return _GridScan.apply(*(x.to(work).contiguous() for x in (q, k, v, gates)))

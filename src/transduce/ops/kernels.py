@@ -31,7 +31,7 @@ _TYPES = {
     torch.complex64: types.complex64,
     torch.complex128: types.complex128,
 }
-_THREAD_SYMBOL = "transduce_thread_number"
+_THREAD_SYMBOL, _BARRIER_SYMBOL = "transduce_thread_number", "transduce_barrier"
 _ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _WORTH_A_THREAD = 16384
 """Elements below which a second thread costs more than it gives (measured: 2 us a launch, about 0.1 ns an
@@ -47,6 +47,7 @@ def _openmp() -> ctypes.CDLL | None:
         runtime.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         runtime.GOMP_parallel.restype = None
         runtime.omp_get_thread_num.restype = ctypes.c_int
+        runtime.GOMP_barrier.restype = None
     except (OSError, AttributeError):
         return None
     return runtime
@@ -57,6 +58,11 @@ def _always_zero() -> int:
     return 0
 
 
+@numba.cfunc(types.void())
+def _alone() -> None:
+    pass
+
+
 _runtime = _openmp()
 llvmlite.binding.add_symbol(
     _THREAD_SYMBOL,
@@ -64,6 +70,12 @@ llvmlite.binding.add_symbol(
 )
 thread_number = types.ExternalFunction(_THREAD_SYMBOL, types.int32())
 """For use inside kernels: which of the threads of this launch we are."""
+llvmlite.binding.add_symbol(
+    _BARRIER_SYMBOL,
+    ctypes.cast(_runtime.GOMP_barrier, ctypes.c_void_p).value if _runtime else _alone.address,
+)
+barrier = types.ExternalFunction(_BARRIER_SYMBOL, types.void())
+"""For use inside kernels on several threads: wait until all threads of this launch are here."""
 
 
 @intrinsic

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .tracing import has_numba, why_traced
+from .tracing import why_not_kernel
 
 
 def check_inputs(name: str, q: Tensor, k: Tensor, v: Tensor, s0: Tensor | None) -> None:
@@ -74,17 +74,12 @@ def _block(dtype: torch.dtype) -> int:
     return block(dtype)
 
 
-def why_not_compiled(q: Tensor, *others: Tensor | None) -> str | None:
+def why_not_compiled(q: Tensor, *others: Tensor) -> str | None:
     """None when the kernels can serve these tensors, else the reason. One step is cheaper without them."""
-    for t in (q, *others):
-        if t is not None and t.device.type != "cpu":
-            return f"a tensor is on {t.device}, the kernel runs on the CPU"
-    traced = why_traced(q, *others)  # first: what follows cannot be traced
-    if traced is not None:
-        return traced
-    if q.dim() == 4 and (q.shape[1] < 2 or not q.numel()):
+    reason = why_not_kernel(q, *others)
+    if reason is None and q.dim() == 4 and (q.shape[1] < 2 or not q.numel()):
         return "a single step is cheaper as a recurrence"
-    return None if has_numba() else "numba is not installed"
+    return reason
 
 
 class _MatrixState(torch.autograd.Function):

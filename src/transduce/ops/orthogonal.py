@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..core.seq import zero_masked
-from .dispatch import Case, op
+from .dispatch import Case, on_tensors, op
 from .matrix_state import check_flags, cuts, work_dtype
-from .tracing import has_numba, why_traced
+from .tracing import why_not_kernel
 
 FLOOR = 1e-6
 """A norm below this counts as this, so that a slot that faded away is found again by the next write."""
@@ -152,25 +152,7 @@ class _Update(torch.autograd.Function):
         return dkeys, dv, dgates, dfresh, ds0, None, None
 
 
-def _why_not_numba(
-    keys: Tensor,
-    v: Tensor,
-    gates: Tensor,
-    fresh: Tensor,
-    s0: Tensor | None = None,
-    *,
-    project: bool = True,
-    mask: Tensor | None = None,
-    resets: Tensor | None = None,
-) -> str | None:
-    tensors = (keys, v, gates, fresh, s0, mask, resets)
-    for t in tensors:
-        if t is not None and t.device.type != "cpu":
-            return f"a tensor is on {t.device}, the kernel runs on the CPU"
-    return why_traced(*tensors) or (None if has_numba() else "numba is not installed")
-
-
-@orthogonal_update.backend("numba", when=_why_not_numba)
+@orthogonal_update.backend("numba", when=on_tensors(why_not_kernel))
 def _numba_backend(
     keys: Tensor,
     v: Tensor,

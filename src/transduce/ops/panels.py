@@ -23,6 +23,9 @@ from torch import Tensor
 from .tuner import Problem
 
 _CONTRACT = ("contract",)
+_IN_FLIGHT = 8
+"""Sums that must grow side by side, because a multiply-add takes four cycles and up to two begin in each: a tile of few
+rows therefore takes several steps of the depth at a time."""
 
 
 def choose_tile(registers: int, lanes: int) -> tuple[int, int]:
@@ -89,26 +92,41 @@ def _tile(rows: int, add: bool) -> Callable[..., None]:
                     for v in range(count)
                 ]
 
+            turns = max(1, _IN_FLIGHT // (rows * count))
             outs = [
                 p for r in range(rows) for p in places(views[4].data, builder.add(out_at, builder.mul(stride, word(r))))
             ]
-            sums = [cgutils.alloca_once(builder, vector) for _ in outs]
-            for total, place in zip(sums, outs):
-                builder.store(builder.load(place, align=4) if add else ir.Constant(vector, [0.0] * _LANES), total)
+            sums = [[cgutils.alloca_once(builder, vector) for _ in outs] for _ in range(turns)]
+            nothing = ir.Constant(vector, [0.0] * _LANES)
+            for turn, totals in enumerate(sums):
+                for total, place in zip(totals, outs):
+                    builder.store(builder.load(place, align=4) if add and not turn else nothing, total)
             same = ir.Constant(ir.VectorType(i32, _LANES), [0] * _LANES)
-            with cgutils.for_range(builder, depth) as loop:
-                k = loop.index
+
+            def accumulate(k, totals):  # noqa: ANN001, ANN202
                 line = [builder.load(p, align=4) for p in places(weights, builder.mul(k, word(COLUMNS)))]
                 for r in range(rows):
                     one = builder.load(builder.gep(x_rows[r], [k]), align=4)
                     one = builder.insert_element(ir.Constant(vector, ir.Undefined), one, i32(0))
                     one = builder.shuffle_vector(one, one, same)
                     for v in range(count):
-                        total = sums[r * count + v]
+                        total = totals[r * count + v]
                         product = builder.fmul(one, line[v], flags=_CONTRACT)
                         builder.store(builder.fadd(builder.load(total), product, flags=_CONTRACT), total)
-            for total, place in zip(sums, outs):
-                builder.store(builder.load(total), place, align=4)
+
+            whole = builder.udiv(depth, word(turns))
+            with cgutils.for_range(builder, whole) as loop:
+                start = builder.mul(loop.index, word(turns))
+                for turn, totals in enumerate(sums):
+                    accumulate(builder.add(start, word(turn)), totals)
+            if turns > 1:
+                with cgutils.for_range(builder, depth, start=builder.mul(whole, word(turns))) as loop:
+                    accumulate(loop.index, sums[0])
+            for *others, first, place in zip(*sums[1:], sums[0], outs):
+                total = builder.load(first)
+                for other in others:
+                    total = builder.fadd(total, builder.load(other))
+                builder.store(total, place, align=4)
             return context.get_dummy_value()
 
         return types.none(x, types.intp, packed, types.intp, out), codegen
@@ -120,10 +138,10 @@ def _multiplier(add: bool) -> Callable[..., None]:
     whole, four, two, one = (_tile(rows, add) for rows in (ROWS, 4, 2, 1))
 
     @numba.njit(error_model="numpy")
-    def multiply(x, packed, out):  # noqa: ANN001, ANN202
-        """x (n,K), packed (panels,K,COLUMNS), out (n, panels * COLUMNS), all contiguous."""
+    def multiply(x, packed, out, first, last):  # noqa: ANN001, ANN202
+        """x (n,K), packed (panels,K,COLUMNS), out (n, panels * COLUMNS), all contiguous; panels first to last - 1."""
         n = x.shape[0]
-        for panel in range(packed.shape[0]):
+        for panel in range(first, last):
             row = 0
             while n - row >= ROWS:
                 whole(x, row, packed, panel, out)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.seq import zero_masked
-from .dispatch import Case, op
+from .dispatch import Case, on_tensors, op
 from .rnn import _check_steps, _dtypes, _effective, _fresh, _held, _stack, _steps, _why_not_numba
 
 
@@ -95,9 +95,7 @@ def para_lstm(
     return _stack(outputs, h, dtype), _stack(memories, c, dtype)
 
 
-@para_gru.backend(
-    "numba", when=lambda pre, weight, h0, *, mask=None, resets=None: _why_not_numba(pre, weight, h0)
-)
+@para_gru.backend("numba", when=on_tensors(_why_not_numba))
 def _para_gru_numba(
     pre: Tensor, weight: Tensor, h0: Tensor, *, mask: Tensor | None = None, resets: Tensor | None = None
 ) -> Tensor:
@@ -109,9 +107,7 @@ def _para_gru_numba(
     return para_numba.ParaGRU.apply(pre, weight, h0, mask, _effective(mask, resets)).to(dtype)
 
 
-@para_lstm.backend(
-    "numba", when=lambda pre, weight, h0, c0, *, mask=None, resets=None: _why_not_numba(pre, weight, h0, c0)
-)
+@para_lstm.backend("numba", when=on_tensors(_why_not_numba))
 def _para_lstm_numba(
     pre: Tensor, weight: Tensor, h0: Tensor, c0: Tensor, *, mask: Tensor | None = None, resets: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.seq import zero_masked
-from .dispatch import Case, op
+from .dispatch import Case, on_tensors, op, several_steps
 from .matrix_state import check_flags, check_inputs, chunks, compiled, cuts, initial, why_not_compiled, work_dtype
 
 _CHUNK = 64
@@ -93,20 +93,7 @@ def retention(
     return (torch.stack(outputs, 1) if outputs else torch.zeros_like(v)).to(dtype), state
 
 
-def _why_not_numba(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor,
-    s0: Tensor | None = None,
-    *,
-    mask: Tensor | None = None,
-    resets: Tensor | None = None,
-) -> str | None:
-    return why_not_compiled(q, k, v, log_decay, s0, mask, resets)
-
-
-@retention.backend("numba", when=_why_not_numba)
+@retention.backend("numba", when=on_tensors(why_not_compiled))
 def _retention_numba(
     q: Tensor,
     k: Tensor,
@@ -130,20 +117,7 @@ def _retention_numba(
     return y.to(dtype), state
 
 
-def _why_not_chunked(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor,
-    s0: Tensor | None = None,
-    *,
-    mask: Tensor | None = None,
-    resets: Tensor | None = None,
-) -> str | None:
-    return "a single step is cheaper as a recurrence" if q.dim() == 4 and q.shape[1] < 2 else None
-
-
-@retention.backend("chunked", when=_why_not_chunked)
+@retention.backend("chunked", when=several_steps(4))
 def _retention_chunked(
     q: Tensor,
     k: Tensor,

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from ..core.seq import zero_masked
 from . import rnn_loop
-from .dispatch import Case, op
-from .tracing import has_numba, why_traced
+from .dispatch import Case, on_tensors, op
+from .tracing import why_not_kernel, why_traced
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -239,19 +239,13 @@ def _effective(mask: Tensor | None, resets: Tensor | None) -> Tensor | None:
 
 
 def _why_not_numba(*tensors: Tensor) -> str | None:
-    for t in tensors:
-        if t.device.type != "cpu":
-            return f"a tensor is on {t.device}, the kernel runs on the CPU"
-    if torch.float64 in [t.dtype for t in tensors]:
+    reason = why_not_kernel(*tensors)
+    if reason is None and torch.float64 in [t.dtype for t in tensors]:
         return "the kernel computes in float32, an input is float64"
-    traced = why_traced(*tensors)  # first: what follows cannot be traced
-    return traced or (None if has_numba() else "numba is not installed")
+    return reason
 
 
-@gru.backend(
-    "numba",
-    when=lambda pre, weight, bias, h0, *, mask=None, resets=None: _why_not_numba(pre, weight, bias, h0),
-)
+@gru.backend("numba", when=on_tensors(_why_not_numba))
 def _gru_numba(
     pre: Tensor,
     weight: Tensor,
@@ -268,9 +262,7 @@ def _gru_numba(
     return rnn_numba.GRU.apply(pre, weight, bias, h0, mask, _effective(mask, resets)).to(dtype)
 
 
-@lstm.backend(
-    "numba", when=lambda pre, weight, h0, c0, *, mask=None, resets=None: _why_not_numba(pre, weight, h0, c0)
-)
+@lstm.backend("numba", when=on_tensors(_why_not_numba))
 def _lstm_numba(
     pre: Tensor,
     weight: Tensor,
@@ -289,7 +281,7 @@ def _lstm_numba(
     return h.to(dtype), c.to(dtype)
 
 
-@elman.backend("numba", when=lambda pre, weight, h0, *, mask=None, resets=None: _why_not_numba(pre, weight, h0))
+@elman.backend("numba", when=on_tensors(_why_not_numba))
 def _elman_numba(
     pre: Tensor, weight: Tensor, h0: Tensor, *, mask: Tensor | None = None, resets: Tensor | None = None
 ) -> Tensor:
@@ -301,7 +293,7 @@ def _elman_numba(
     return rnn_numba.Elman.apply(pre, weight, h0, mask, _effective(mask, resets)).to(dtype)
 
 
-@elman.backend("loop", when=lambda pre, weight, h0, *, mask=None, resets=None: why_traced(pre, weight, h0))
+@elman.backend("loop", when=on_tensors(why_traced))
 def _elman_loop(
     pre: Tensor, weight: Tensor, h0: Tensor, *, mask: Tensor | None = None, resets: Tensor | None = None
 ) -> Tensor:
@@ -311,9 +303,7 @@ def _elman_loop(
     return rnn_loop.Elman.apply(pre, weight, h0, mask, _effective(mask, resets), work).to(dtype)
 
 
-@gru.backend(
-    "loop", when=lambda pre, weight, bias, h0, *, mask=None, resets=None: why_traced(pre, weight, bias, h0)
-)
+@gru.backend("loop", when=on_tensors(why_traced))
 def _gru_loop(
     pre: Tensor,
     weight: Tensor,
@@ -328,9 +318,7 @@ def _gru_loop(
     return rnn_loop.GRU.apply(pre, weight, bias, h0, mask, _effective(mask, resets), work).to(dtype)
 
 
-@lstm.backend(
-    "loop", when=lambda pre, weight, h0, c0, *, mask=None, resets=None: why_traced(pre, weight, h0, c0)
-)
+@lstm.backend("loop", when=on_tensors(why_traced))
 def _lstm_loop(
     pre: Tensor,
     weight: Tensor,

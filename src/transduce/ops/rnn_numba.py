@@ -1,7 +1,9 @@
 """Elman network and GRU compiled whole, for :mod:`transduce.ops.rnn`: float32 on the CPU.
 
-One launch runs all steps. A thread owns some rows and therefore never waits for another one: at each step it multiplies
-them with the packed weights (:mod:`transduce.ops.panels`) and passes over the gates, with exponentials that vectorise.
+One launch runs all steps. At each step a thread multiplies with the packed weights (:mod:`transduce.ops.panels`) and
+passes over the gates, with exponentials that vectorise. It owns some rows and never waits for another one; or, where
+there are few rows and large weights, some units of all rows: then each core keeps its part of the weights in its cache,
+a single row has work for all, and the threads meet once a step (:func:`divide`).
 Layout and treatment of masks are those of :mod:`transduce.ops.rnn_loop`; the gradient of the weights is one product of
 torch's behind the loop. Imports numba; import it lazily.
 """
@@ -18,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .fastmath import row_function, sigmoid, tanh
-from .kernels import Kernel, as_bytes, as_size, thread_number, threads_for
+from .kernels import Kernel, as_bytes, as_size, barrier, thread_number, threads_for
 from .panels import COLUMNS, multiply, multiply_add, pack, padded
 from .rnn_loop import INF, Product, by_head, columns, fold, held_pre, low_dtype, sum_by_head, unfold, zero_before
 
@@ -26,98 +28,133 @@ _F = np.float32
 
 
 @numba.njit(error_model="numpy")
-def forward_product(x, packed, u, lo, hi, per_head):  # noqa: ANN001, ANN202
-    """u[lo:hi] = x[lo:hi] times the packed weights (H,panels,K,COLUMNS) of each row's head."""
-    row = lo
+def share(rows, width, gates, threads, by_units):  # noqa: ANN001, ANN202
+    """What the calling thread owns: rows lo, hi; units lo, hi; and the panels of its columns among ``gates * width``, as
+    (parts, panels a part, first, last) with the same panels of every part."""
+    me = thread_number()
+    if by_units:
+        panels = width // COLUMNS
+        first, last = panels * me // threads, panels * (me + 1) // threads
+        return (0, rows), (first * COLUMNS, last * COLUMNS), (gates, panels, first, last)
+    panels = (gates * width + COLUMNS - 1) // COLUMNS
+    return (rows * me // threads, rows * (me + 1) // threads), (0, width), (1, panels, 0, panels)
+
+
+@numba.njit(error_model="numpy")
+def forward_product(x, packed, u, rows, panels, per_head):  # noqa: ANN001, ANN202
+    """u = x times the packed weights (H,panels,K,COLUMNS) of each row's head, in the rows and panels of :func:`share`."""
+    (row, hi), (parts, of_a_part, first, last) = rows, panels
     while row < hi:
         head = row // per_head
         end = min(hi, (head + 1) * per_head)
-        multiply(x[row:end], packed[head], u[row:end])
+        for part in range(parts):
+            multiply(x[row:end], packed[head], u[row:end], part * of_a_part + first, part * of_a_part + last)
         row = end
 
 
 @numba.njit(error_model="numpy")
-def backward_product(d, packed, carry, lo, hi, per_head):  # noqa: ANN001, ANN202
-    """carry[lo:hi] += d[lo:hi] times the packed weights."""
-    row = lo
+def backward_product(d, packed, carry, rows, panels, per_head):  # noqa: ANN001, ANN202
+    """carry += d times the packed weights, in the rows and panels of :func:`share`."""
+    (row, hi), (_, _, first, last) = rows, panels
     while row < hi:
         head = row // per_head
         end = min(hi, (head + 1) * per_head)
-        multiply_add(d[row:end], packed[head], carry[row:end])
+        multiply_add(d[row:end], packed[head], carry[row:end], first, last)
         row = end
+
+
+@numba.njit(error_model="numpy")
+def forget(u, units, width):  # noqa: ANN001, ANN202
+    """The product with a state that was reset: zero, for these units of every gate."""
+    lo, hi = units
+    for start in range(0, u.shape[0] - width + 1, width):
+        u[start + lo : start + hi] = 0
 
 
 # ---------------------------------------------------------------- Elman
 
 
 @row_function
-def _elman_row(u, pre, after):  # noqa: ANN001, ANN202
-    for j in range(after.shape[0]):
+def _elman_row(u, pre, after, units):  # noqa: ANN001, ANN202
+    lo, hi = units
+    u, pre, after = u[lo:hi], pre[lo:hi], after[lo:hi]
+    for j in range(hi - lo):
         after[j] = tanh(pre[j] + u[j])
 
 
 def _elman_forward(data) -> None:  # noqa: ANN001
-    """tensors pre (T,R,K), packed, states (T+1,R,K), u, restarts, held (T,R); sizes R, K, T, heads, threads."""
+    """tensors pre (T,R,K), packed, states (T+1,R,K), u, restarts, held (T,R); sizes R, K, T, heads, threads,
+    by_units."""
     rows, width, steps = as_size(data[6]), as_size(data[7]), as_size(data[8])
-    heads, threads, me = as_size(data[9]), as_size(data[10]), thread_number()
+    heads, threads, by_units = as_size(data[9]), as_size(data[10]), as_size(data[11])
     panels = (width + COLUMNS - 1) // COLUMNS
     pre, states = carray(data[0], (steps, rows, width)), carray(data[2], (steps + 1, rows, width))
     packed, u = carray(data[1], (heads, panels, width, COLUMNS)), carray(data[3], (rows, panels * COLUMNS))
     has_restarts, restarts = as_size(data[4]) != 0, carray(as_bytes(data[4]), (steps, rows))
     has_held, held = as_size(data[5]) != 0, carray(as_bytes(data[5]), (steps, rows))
-    lo, hi = rows * me // threads, rows * (me + 1) // threads
+    mine, units, parts = share(rows, width, 1, threads, by_units)
+    lo, hi = units
     for t in range(steps):
-        forward_product(states[t], packed, u, lo, hi, rows // heads)
-        for i in range(lo, hi):
+        forward_product(states[t], packed, u, mine, parts, rows // heads)
+        for i in range(mine[0], mine[1]):
             if has_held and held[t, i]:
-                states[t + 1, i, :] = states[t, i]
+                states[t + 1, i, lo:hi] = states[t, i, lo:hi]
             else:
                 if has_restarts and restarts[t, i]:
-                    u[i, :] = 0
-                _elman_row(u[i], pre[t, i], states[t + 1, i])
+                    u[i, lo:hi] = 0
+                _elman_row(u[i], pre[t, i], states[t + 1, i], units)
+        if by_units:
+            barrier()
 
 
 @row_function
-def _elman_row_back(dh, carry, after, d):  # noqa: ANN001, ANN202
-    for j in range(dh.shape[0]):
+def _elman_row_back(dh, carry, after, d, units):  # noqa: ANN001, ANN202
+    lo, hi = units
+    dh, carry, after, d = dh[lo:hi], carry[lo:hi], after[lo:hi], d[lo:hi]
+    for j in range(hi - lo):
         d[j] = (dh[j] + carry[j]) * (_F(1.0) - after[j] * after[j])
 
 
 def _elman_backward(data) -> None:  # noqa: ANN001
-    """tensors dh (T,R,K), carry (R,padded), states, d (T,R,K), packed, restarts, held; sizes R, K, T, heads, threads."""
+    """tensors dh (T,R,K), carry (R,padded), states, d (T,R,K), packed, restarts, held; sizes R, K, T, heads, threads,
+    by_units."""
     rows, width, steps = as_size(data[7]), as_size(data[8]), as_size(data[9])
-    heads, threads, me = as_size(data[10]), as_size(data[11]), thread_number()
+    heads, threads, by_units = as_size(data[10]), as_size(data[11]), as_size(data[12])
     panels = (width + COLUMNS - 1) // COLUMNS
     dh, carry = carray(data[0], (steps, rows, width)), carray(data[1], (rows, panels * COLUMNS))
     states, d = carray(data[2], (steps + 1, rows, width)), carray(data[3], (steps, rows, width))
     packed = carray(data[4], (heads, panels, width, COLUMNS))
     has_restarts, restarts = as_size(data[5]) != 0, carray(as_bytes(data[5]), (steps, rows))
     has_held, held = as_size(data[6]) != 0, carray(as_bytes(data[6]), (steps, rows))
-    lo, hi = rows * me // threads, rows * (me + 1) // threads
+    mine, units, parts = share(rows, width, 1, threads, by_units)
+    lo, hi = units
     for s in range(steps):
         t = steps - 1 - s
-        for i in range(lo, hi):
+        for i in range(mine[0], mine[1]):
             if has_held and held[t, i]:
-                d[t, i, :] = 0
-                carry[i, :width] += dh[t, i]
+                d[t, i, lo:hi] = 0
+                carry[i, lo:hi] += dh[t, i, lo:hi]
             else:
-                _elman_row_back(dh[t, i], carry[i, :width], states[t + 1, i], d[t, i])
-                carry[i, :] = 0
-        backward_product(d[t], packed, carry, lo, hi, rows // heads)
-        for i in range(lo, hi):
+                _elman_row_back(dh[t, i], carry[i], states[t + 1, i], d[t, i], units)
+                carry[i, lo:hi] = 0
+        if by_units:
+            barrier()
+        backward_product(d[t], packed, carry, mine, parts, rows // heads)
+        for i in range(mine[0], mine[1]):
             if has_restarts and restarts[t, i]:
-                carry[i, :] = 0
+                carry[i, lo:hi] = 0
 
 
 # ---------------------------------------------------------------- GRU
 
 
 @row_function
-def _gru_row(u, bias, before, gates, inner, after):  # noqa: ANN001, ANN202
-    width = bias.shape[0]
-    u_r, u_z, u_n = u[:width], u[width : 2 * width], u[2 * width :]
-    r_out, z_out, n_out = gates[:width], gates[width : 2 * width], gates[2 * width :]
-    for j in range(width):
+def _gru_row(u, bias, before, gates, inner, after, units):  # noqa: ANN001, ANN202
+    width, (lo, hi) = bias.shape[0], units
+    bias, before, inner, after = bias[lo:hi], before[lo:hi], inner[lo:hi], after[lo:hi]
+    u_r, u_z, u_n = u[lo:hi], u[width + lo : width + hi], u[2 * width + lo : 2 * width + hi]
+    r_out, z_out, n_out = gates[lo:hi], gates[width + lo : width + hi], gates[2 * width + lo : 2 * width + hi]
+    for j in range(hi - lo):
         product = u_n[j] + bias[j]
         r = sigmoid(r_out[j] + u_r[j])
         z = sigmoid(z_out[j] + u_z[j])
@@ -131,32 +168,36 @@ def _gru_row(u, bias, before, gates, inner, after):  # noqa: ANN001, ANN202
 
 def _gru_forward(data) -> None:  # noqa: ANN001
     """tensors bias (H,K), gates (T,R,3K), inner (T,R,K), states (T+1,R,K), packed, u (R,padded), zero (K), restarts
-    (T,R); sizes R, K, T, heads, threads."""
+    (T,R); sizes R, K, T, heads, threads, by_units."""
     rows, width, steps = as_size(data[8]), as_size(data[9]), as_size(data[10])
-    heads, threads, me = as_size(data[11]), as_size(data[12]), thread_number()
+    heads, threads, by_units = as_size(data[11]), as_size(data[12]), as_size(data[13])
     panels = (3 * width + COLUMNS - 1) // COLUMNS
     bias, gates = carray(data[0], (heads, width)), carray(data[1], (steps, rows, 3 * width))
     inner, states = carray(data[2], (steps, rows, width)), carray(data[3], (steps + 1, rows, width))
     packed, u = carray(data[4], (heads, panels, width, COLUMNS)), carray(data[5], (rows, panels * COLUMNS))
     zero = carray(data[6], (width,))
     has_restarts, restarts = as_size(data[7]) != 0, carray(as_bytes(data[7]), (steps, rows))
-    per_head, lo, hi = rows // heads, rows * me // threads, rows * (me + 1) // threads
+    per_head = rows // heads
+    mine, units, parts = share(rows, width, 3, threads, by_units)
     for t in range(steps):
-        forward_product(states[t], packed, u, lo, hi, per_head)
-        for i in range(lo, hi):
+        forward_product(states[t], packed, u, mine, parts, per_head)
+        for i in range(mine[0], mine[1]):
             before = states[t, i]
             if has_restarts and restarts[t, i]:
-                u[i, :] = 0
+                forget(u[i], units, width)
                 before = zero
-            _gru_row(u[i, : 3 * width], bias[i // per_head], before, gates[t, i], inner[t, i], states[t + 1, i])
+            _gru_row(u[i], bias[i // per_head], before, gates[t, i], inner[t, i], states[t + 1, i], units)
+        if by_units:
+            barrier()
 
 
 @row_function
-def _gru_row_back(dh, carry, gates, inner, before, d, dn_out):  # noqa: ANN001, ANN202
-    width = dh.shape[0]
-    r_in, z_in, n_in = gates[:width], gates[width : 2 * width], gates[2 * width :]
-    d_r, d_z, d_n = d[:width], d[width : 2 * width], d[2 * width :]
-    for j in range(width):
+def _gru_row_back(dh, carry, gates, inner, before, d, dn_out, units):  # noqa: ANN001, ANN202
+    width, (lo, hi) = dh.shape[0], units
+    dh, carry, inner, before, dn_out = dh[lo:hi], carry[lo:hi], inner[lo:hi], before[lo:hi], dn_out[lo:hi]
+    r_in, z_in, n_in = gates[lo:hi], gates[width + lo : width + hi], gates[2 * width + lo : 2 * width + hi]
+    d_r, d_z, d_n = d[lo:hi], d[width + lo : width + hi], d[2 * width + lo : 2 * width + hi]
+    for j in range(hi - lo):
         r, z, n = r_in[j], z_in[j], n_in[j]
         total = dh[j] + carry[j]
         dn = total * (_F(1.0) - z) * (_F(1.0) - n * n)
@@ -170,9 +211,9 @@ def _gru_row_back(dh, carry, gates, inner, before, d, dn_out):  # noqa: ANN001, 
 
 def _gru_backward(data) -> None:  # noqa: ANN001
     """tensors dh (T,R,K), carry (R,padded), gates (T,R,3K), inner (T,R,K), states (T+1,R,K), d (T,R,3K), dn (T,R,K),
-    packed, zero (K), restarts (T,R); sizes R, K, T, heads, threads."""
+    packed, zero (K), restarts (T,R); sizes R, K, T, heads, threads, by_units."""
     rows, width, steps = as_size(data[10]), as_size(data[11]), as_size(data[12])
-    heads, threads, me = as_size(data[13]), as_size(data[14]), thread_number()
+    heads, threads, by_units = as_size(data[13]), as_size(data[14]), as_size(data[15])
     panels = (width + COLUMNS - 1) // COLUMNS
     dh, carry = carray(data[0], (steps, rows, width)), carray(data[1], (rows, panels * COLUMNS))
     gates, inner = carray(data[2], (steps, rows, 3 * width)), carray(data[3], (steps, rows, width))
@@ -180,16 +221,19 @@ def _gru_backward(data) -> None:  # noqa: ANN001
     dn, packed = carray(data[6], (steps, rows, width)), carray(data[7], (heads, panels, 3 * width, COLUMNS))
     zero = carray(data[8], (width,))
     has_restarts, restarts = as_size(data[9]) != 0, carray(as_bytes(data[9]), (steps, rows))
-    lo, hi = rows * me // threads, rows * (me + 1) // threads
+    mine, units, parts = share(rows, width, 1, threads, by_units)
+    lo, hi = units
     for s in range(steps):
         t = steps - 1 - s
-        for i in range(lo, hi):
+        for i in range(mine[0], mine[1]):
             before = zero if has_restarts and restarts[t, i] else states[t, i]
-            _gru_row_back(dh[t, i], carry[i, :width], gates[t, i], inner[t, i], before, d[t, i], dn[t, i])
-        backward_product(d[t], packed, carry, lo, hi, rows // heads)
-        for i in range(lo, hi):
+            _gru_row_back(dh[t, i], carry[i], gates[t, i], inner[t, i], before, d[t, i], dn[t, i], units)
+        if by_units:
+            barrier()
+        backward_product(d[t], packed, carry, mine, parts, rows // heads)
+        for i in range(mine[0], mine[1]):
             if has_restarts and restarts[t, i]:
-                carry[i, :] = 0
+                carry[i, lo:hi] = 0
 
 
 # ---------------------------------------------------------------- functions
@@ -198,13 +242,27 @@ def _gru_backward(data) -> None:  # noqa: ANN001
 _elman_forward_kernel, _elman_backward_kernel = Kernel(_elman_forward), Kernel(_elman_backward)
 _gru_forward_kernel, _gru_backward_kernel = Kernel(_gru_forward), Kernel(_gru_backward)
 WORK = torch.float32
+_LARGE = 100_000
+"""Weights from which on a step is long enough to meet the other threads once in it (measured, two threads: 0.4 times the
+time of one thread at 3 x 512 x 512, as long as it at 3 x 128 x 128)."""
 
 
-def launch(kernel: Kernel, tensors: Sequence[Tensor | None], like: Tensor, heads: int) -> None:
-    """Run a kernel over all steps of ``like`` (T,R,K): a thread for some rows each, one where there is little to do."""
+def divide(rows: int, width: int, steps: int, gates: int) -> tuple[int, bool]:
+    """How many threads take part, and whether they divide the units instead of the rows: where there is at most a row
+    for each, large weights, and whole panels of every gate for all. With more rows the states that the cores show each
+    other at every step cost more than a second reading of the weights."""
+    threads = threads_for(8 * rows * width * steps)
+    few, large = rows <= threads, gates * width * width >= _LARGE
+    if few and large and 1 < threads <= width // COLUMNS and width % COLUMNS == 0:
+        return threads, True
+    return max(1, min(threads, rows)), False
+
+
+def launch(kernel: Kernel, tensors: Sequence[Tensor | None], like: Tensor, heads: int, gates: int) -> None:
+    """Run a kernel with so many gates over all steps of ``like`` (T,R,K)."""
     steps, rows, width = like.shape
-    threads = max(1, min(threads_for(8 * like.numel()), rows))
-    kernel.launch(WORK, tensors, (rows, width, steps, heads, threads), threads)
+    threads, by_units = divide(rows, width, steps, gates)
+    kernel.launch(WORK, tensors, (rows, width, steps, heads, threads, by_units), threads)
 
 
 def empty(*shape: int) -> Tensor:
@@ -240,7 +298,7 @@ class Elman(torch.autograd.Function):
         restarts, held = columns(resets, heads), columns(mask, heads, invert=True)
         u = empty(states.shape[1], padded(width))
         tensors = (arguments, packed_weights(weight, heads), states, u, restarts, held)
-        launch(_elman_forward_kernel, tensors, arguments, heads)
+        launch(_elman_forward_kernel, tensors, arguments, heads, 1)
         ctx.save_for_backward(states, weight, restarts, held)
         ctx.dtypes, ctx.low, ctx.heads = (pre.dtype, h0.dtype), low_dtype(pre), heads
         return unfold(states[1:], width, heads)
@@ -253,7 +311,7 @@ class Elman(torch.autograd.Function):
         width, heads = weight.shape[1], ctx.heads
         d, carry = torch.empty_like(states[1:]), carried(states.shape[1], width)
         packed = packed_weights(weight, heads, backward=True)
-        launch(_elman_backward_kernel, (fold(grad, WORK, width, heads), carry, states, d, packed, restarts, held), d, heads)
+        launch(_elman_backward_kernel, (fold(grad, WORK, width, heads), carry, states, d, packed, restarts, held), d, heads, 1)
         product = Product(weight, WORK, ctx.low, heads)
         read = zero_before(states[:-1], restarts)
         return (
@@ -277,7 +335,7 @@ class GRU(torch.autograd.Function):
         restarts, u = columns(resets, heads), empty(rows, padded(3 * width))
         packed, zero = packed_weights(weight, heads), torch.zeros(width)
         tensors = (bias.to(WORK).contiguous(), gates, inner, states, packed, u, zero, restarts)
-        launch(_gru_forward_kernel, tensors, inner, heads)
+        launch(_gru_forward_kernel, tensors, inner, heads, 3)
         ctx.save_for_backward(states, gates, inner, weight, restarts)
         ctx.dtypes, ctx.low, ctx.heads = (pre.dtype, bias.dtype, h0.dtype), low_dtype(pre), heads
         return unfold(states[1:], width, heads)
@@ -292,7 +350,7 @@ class GRU(torch.autograd.Function):
         d, dn, carry = torch.empty_like(gates), torch.empty_like(inner), carried(rows, width)
         packed, zero = packed_weights(weight, heads, backward=True), torch.zeros(width)
         dh = fold(grad, WORK, width, heads)
-        launch(_gru_backward_kernel, (dh, carry, gates, inner, states, d, dn, packed, zero, restarts), inner, heads)
+        launch(_gru_backward_kernel, (dh, carry, gates, inner, states, d, dn, packed, zero, restarts), inner, heads, 3)
         dpre = None
         if need_pre:
             dpre = torch.empty(rows // heads, steps, 3 * whole, dtype=ctx.dtypes[0])

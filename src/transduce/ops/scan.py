@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .dispatch import Case, op
-from .tracing import has_numba, why_traced
+from .dispatch import Case, on_tensors, op
+from .tracing import why_not_kernel, why_traced
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -209,30 +209,14 @@ def _run(
     return out if out.dtype == dtype else out.to(dtype)
 
 
-def _why_not_compiled(
-    a: Tensor, b: Tensor, h0: Tensor | None = None, *, resets: Tensor | None = None, reverse: bool = False
-) -> str | None:
-    return why_traced(a, b, h0, resets)
-
-
-def _why_not_numba(
-    a: Tensor, b: Tensor, h0: Tensor | None = None, *, resets: Tensor | None = None, reverse: bool = False
-) -> str | None:
-    for t in (a, b, h0, resets):
-        if t is not None and t.device.type != "cpu":
-            return f"a tensor is on {t.device}, the kernel runs on the CPU"
-    traced = why_traced(a, b, h0, resets)  # first: what follows cannot be traced
-    return traced or (None if has_numba() else "numba is not installed")
-
-
-@linear_scan.backend("numba", when=_why_not_numba)
+@linear_scan.backend("numba", when=on_tensors(why_not_kernel))
 def _numba_backend(
     a: Tensor, b: Tensor, h0: Tensor | None = None, *, resets: Tensor | None = None, reverse: bool = False
 ) -> Tensor:
     return _run("numba", a, b, h0, resets, reverse)
 
 
-@linear_scan.backend("loop", when=_why_not_compiled)
+@linear_scan.backend("loop", when=on_tensors(why_traced))
 def _loop_backend(
     a: Tensor, b: Tensor, h0: Tensor | None = None, *, resets: Tensor | None = None, reverse: bool = False
 ) -> Tensor:

@@ -13,9 +13,9 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from ..core.seq import zero_masked
-from .dispatch import Case, op
+from .dispatch import Case, on_tensors, op
 from .scan import linear_scan
-from .tracing import has_numba, why_traced
+from .tracing import why_not_kernel
 
 _CHUNK = 64
 """Steps of the chunked form whose states are in memory at the same time."""
@@ -142,25 +142,7 @@ class _Selective(torch.autograd.Function):
         return *(g if need else None for g, need in zip(found, ctx.needs_input_grad)), None
 
 
-def _why_not_numba(
-    x: Tensor,
-    dt: Tensor,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
-    h0: Tensor | None = None,
-    *,
-    mask: Tensor | None = None,
-    resets: Tensor | None = None,
-) -> str | None:
-    for t in (x, dt, a, b, c, h0, mask, resets):
-        if t is not None and t.device.type != "cpu":
-            return f"a tensor is on {t.device}, the kernel runs on the CPU"
-    traced = why_traced(x, dt, a, b, c, h0)
-    return traced or (None if has_numba() else "numba is not installed")
-
-
-@selective_scan.backend("numba", when=_why_not_numba)
+@selective_scan.backend("numba", when=on_tensors(why_not_kernel))
 def _numba_backend(
     x: Tensor,
     dt: Tensor,

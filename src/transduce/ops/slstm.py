@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid
 
 from ..core.seq import zero_masked
-from .dispatch import Case, op
+from .dispatch import Case, on_tensors, op
 from .rnn import (
     _check,
     _check_steps,
@@ -167,10 +167,7 @@ class _Loop(torch.autograd.Function):
         return *(None if g is None else g.to(dtype) for g, dtype in zip(found, ctx.dtypes)), None, None, None
 
 
-@slstm.backend(
-    "numba",
-    when=lambda pre, weight, h0, c0, n0, m0, *, mask=None, resets=None: _why_not_numba(pre, weight, h0, c0, n0, m0),
-)
+@slstm.backend("numba", when=on_tensors(_why_not_numba))
 def _slstm_numba(
     pre: Tensor,
     weight: Tensor,
@@ -191,10 +188,7 @@ def _slstm_numba(
     return tuple(x.to(dtype) for x in found)
 
 
-@slstm.backend(
-    "loop",
-    when=lambda pre, weight, h0, c0, n0, m0, *, mask=None, resets=None: why_traced(pre, weight, h0, c0, n0, m0),
-)
+@slstm.backend("loop", when=on_tensors(why_traced))
 def _slstm_loop(
     pre: Tensor,
     weight: Tensor,

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..core.seq import zero_masked
-from .dispatch import Case, op
+from .dispatch import Case, on_tensors, op, several_steps
 from .softmax_merge import (
     average,
     check_flags,
@@ -24,7 +24,7 @@ from .softmax_merge import (
     start_state,
     work_dtype,
 )
-from .tracing import has_numba, why_traced
+from .tracing import why_not_kernel
 
 
 def _prepare(
@@ -112,21 +112,6 @@ def _compiled() -> ModuleType:
     return softmax_scan_numba
 
 
-def _why_not_numba(
-    scores: Tensor,
-    values: Tensor,
-    start: Tensor | None = None,
-    *,
-    mask: Tensor | None = None,
-    resets: Tensor | None = None,
-) -> str | None:
-    for t in (scores, values, start, mask, resets):
-        if t is not None and t.device.type != "cpu":
-            return f"a tensor is on {t.device}, the kernel runs on the CPU"
-    traced = why_traced(scores, values, start, mask, resets)
-    return traced or (None if has_numba() else "numba is not installed")
-
-
 class _SoftmaxScan(torch.autograd.Function):
     """With G_i = sum_{t>=i} dy_t / u_t and g_i = -sum_{t>=i} dy_t . y_t / u_t, both times e^(m_i - m_t):
     dv_i = e^(s_i - m_i) G_i and ds_i = e^(s_i - m_i) (G_i . v_i + g_i)."""
@@ -161,7 +146,7 @@ class _SoftmaxScan(torch.autograd.Function):
         return d_scores, d_values, torch.cat((d_peak[..., None], d_sums), -1), None, None
 
 
-@softmax_scan.backend("numba", when=_why_not_numba)
+@softmax_scan.backend("numba", when=on_tensors(why_not_kernel))
 def _numba_backend(
     scores: Tensor,
     values: Tensor,
@@ -185,18 +170,7 @@ def _numba_backend(
 # ---------------------------------------------------------------- logarithmic depth
 
 
-def _why_not_doubling(
-    scores: Tensor,
-    values: Tensor,
-    start: Tensor | None = None,
-    *,
-    mask: Tensor | None = None,
-    resets: Tensor | None = None,
-) -> str | None:
-    return "a single step needs no scan" if scores.dim() == 3 and scores.shape[1] < 2 else None
-
-
-@softmax_scan.backend("doubling", when=_why_not_doubling)
+@softmax_scan.backend("doubling", when=several_steps(3))
 def _doubling(
     scores: Tensor,
     values: Tensor,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .dispatch import Case, op
-from .tracing import has_numba, why_traced
+from .dispatch import Case, on_tensors, op
+from .tracing import why_not_kernel
 
 SHARPNESS = 2.0
 """Alpha of the surrogate: the derivative of a spike is taken as alpha/2 / (1 + (pi/2 alpha z)^2), z the distance of the
@@ -123,23 +123,7 @@ class _Lif(torch.autograd.Function):
         return dx, dv0, None, None, None, None
 
 
-def _why_not_numba(
-    x: Tensor,
-    v0: Tensor | None = None,
-    *,
-    tau: float = 2.0,
-    threshold: float = 1.0,
-    mask: Tensor | None = None,
-    resets: Tensor | None = None,
-) -> str | None:
-    for t in (x, v0, mask, resets):
-        if t is not None and t.device.type != "cpu":
-            return f"a tensor is on {t.device}, the kernel runs on the CPU"
-    traced = why_traced(x, v0, mask, resets)
-    return traced or (None if has_numba() else "numba is not installed")
-
-
-@lif.backend("numba", when=_why_not_numba)
+@lif.backend("numba", when=on_tensors(why_not_kernel))
 def _numba_backend(
     x: Tensor,
     v0: Tensor | None = None,

@@ -31,6 +31,15 @@ def why_traced(*tensors: Tensor | None) -> str | None:
     return None
 
 
+def why_not_kernel(*tensors: Tensor) -> str | None:
+    """None when a compiled CPU kernel can serve these tensors, otherwise the reason why not."""
+    for t in tensors:
+        if t.device.type != "cpu":
+            return f"a tensor is on {t.device}, the kernel runs on the CPU"
+    traced = why_traced(*tensors)  # first: what follows cannot be traced
+    return traced or (None if has_numba() else "numba is not installed")
+
+
 def full_precision(like: Tensor) -> ContextManager[object]:
     """A block in which autocast does not round the products of what must be exact (powers, accumulators)."""
     kind = like.device.type

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..core.seq import zero_masked
-from .dispatch import Case, op
+from .dispatch import Case, on_tensors, op, several_steps
 from .softmax_merge import (
     average,
     check_flags,
@@ -25,7 +25,7 @@ from .softmax_merge import (
     work_dtype,
 )
 from .softmax_scan import history
-from .tracing import has_numba, why_traced
+from .tracing import why_not_kernel
 
 
 def _prepare(
@@ -118,23 +118,6 @@ def _compiled() -> ModuleType:
     return wkv_numba
 
 
-def _why_not_numba(
-    k: Tensor,
-    v: Tensor,
-    rate: Tensor,
-    bonus: Tensor,
-    start: Tensor | None = None,
-    *,
-    mask: Tensor | None = None,
-    resets: Tensor | None = None,
-) -> str | None:
-    for t in (k, v, rate, bonus, start, mask, resets):
-        if t is not None and t.device.type != "cpu":
-            return f"a tensor is on {t.device}, the kernel runs on the CPU"
-    traced = why_traced(k, v, rate, bonus, start, mask, resets)
-    return traced or (None if has_numba() else "numba is not installed")
-
-
 class _WKV(torch.autograd.Function):
     """Backward in time with the gradients of numerator and denominator; see the kernel."""
 
@@ -172,7 +155,7 @@ class _WKV(torch.autograd.Function):
         return d_k, d_v, d_rate.sum(0), d_bonus.sum(0), torch.stack((d_peak, d_mass, d_sum), -1), None, None
 
 
-@wkv.backend("numba", when=_why_not_numba)
+@wkv.backend("numba", when=on_tensors(why_not_kernel))
 def _numba_backend(
     k: Tensor,
     v: Tensor,
@@ -199,20 +182,7 @@ def _numba_backend(
 # ---------------------------------------------------------------- logarithmic depth
 
 
-def _why_not_doubling(
-    k: Tensor,
-    v: Tensor,
-    rate: Tensor,
-    bonus: Tensor,
-    start: Tensor | None = None,
-    *,
-    mask: Tensor | None = None,
-    resets: Tensor | None = None,
-) -> str | None:
-    return "a single step needs no scan" if k.dim() == 3 and k.shape[1] < 2 else None
-
-
-@wkv.backend("doubling", when=_why_not_doubling)
+@wkv.backend("doubling", when=several_steps(3))
 def _doubling(
     k: Tensor,
     v: Tensor,
