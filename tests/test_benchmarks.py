@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable
 
@@ -139,6 +140,17 @@ def test_figures_beside_other_work_are_marked(tmp_path, monkeypatch):
     stored = json.loads(harness.save("bench-x", "command", [loud, quiet], {"cpu": "x"}).read_text())
     assert "1 of 2" in stored["disturbed"]
     assert [r["rate"] for r in stored["results"]] == [2000.0, None]
+
+
+def test_a_case_measured_anew_replaces_the_old_one_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    old = [replace(row("a", others=0.0), case="one", limit_ms=1.0), replace(row("a", others=0.0), case="two", limit_ms=2.0)]
+    harness.save("bench-x", "all", old, {"cpu": "x"})
+    again = [replace(row("a", others=0.0), case="two", best_ms=0.25, limit_ms=3.0)]
+    stored = json.loads(harness.save("bench-x", "some", again, {"cpu": "y"}, update=True).read_text())
+    assert [(r["case"], r["best_ms"]) for r in stored["results"]] == [("one", old[0].best_ms), ("two", 0.25)]
+    assert stored["command"] == "all" and stored["limit_ms"] == {"one": 1.0, "two": 3.0}
+    assert [(u["cases"], u["command"], u["environment"]) for u in stored["updates"]] == [(["two"], "some", {"cpu": "y"})]
 
 
 def test_the_clock_sees_other_processes():

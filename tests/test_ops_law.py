@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from transduce.nn import GRU, Attention, MinGRU, Retention
-from transduce.ops.dispatch import Case, op
+from transduce.ops.dispatch import Case, on_tensors, op, several_steps
 from transduce.testing.ops import check_op
 
 
@@ -166,3 +166,15 @@ def test_layers_compile_into_one_graph_and_give_the_same():
             expected, _ = layer(x)
             found, _ = torch.compile(layer, fullgraph=True, backend="eager")(x)
         torch.testing.assert_close(found, expected)
+
+
+def test_a_predicate_sees_every_tensor_of_a_call_and_nothing_else():
+    seen = on_tensors(lambda *tensors: f"{len(tensors)} tensors, {sum(t.numel() for t in tensors)} numbers")
+    assert seen(torch.ones(2), None, 3.0, mask=torch.ones(3), resets=None, project=True) == "2 tensors, 5 numbers"
+
+
+def test_what_pays_only_over_time_refuses_few_steps():
+    when = several_steps(3, 4)
+    assert when(torch.ones(2, 3, 1)) == "fewer than 4 steps are cheaper as a recurrence"
+    assert when(torch.ones(2, 4, 1), None, mask=None) is None
+    assert when(torch.ones(2, 3)) is None

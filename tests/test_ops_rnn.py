@@ -212,6 +212,36 @@ def test_any_number_of_threads_gives_the_same(op):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("flags", ["", "mask", "resets", "mask resets"])
+@pytest.mark.parametrize("op", OPS, ids=lambda o: o.name)
+def test_threads_that_divide_the_units_agree_with_one_that_has_all(op, flags, monkeypatch):
+    from transduce.ops import rnn_numba
+
+    leaves = [x.requires_grad_() for x in inputs(op, batch=2, steps=9, width=96, dtype=torch.float32)]
+    g = torch.Generator().manual_seed(3)
+    kwargs = {name: torch.rand(2, 9, generator=g) < 0.6 for name in flags.split()}
+    found = []
+    for division in ((1, False), (2, True), (3, True)):
+        monkeypatch.setattr(rnn_numba, "divide", lambda *_, division=division: division)
+        h = outputs(op, "numba", *leaves, **kwargs)[0]
+        found.append([h, *torch.autograd.grad(h.square().sum(), leaves)])
+    for other in found[1:]:
+        for a, b in zip(other, found[0]):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
+
+
+def test_units_are_divided_only_where_rows_are_few_and_weights_many(monkeypatch):
+    from transduce.ops import rnn_numba
+    from transduce.ops.panels import COLUMNS
+
+    monkeypatch.setattr(rnn_numba, "threads_for", lambda elements: 2)
+    wide = 16 * COLUMNS
+    assert rnn_numba.divide(1, wide, 100, 4) == (2, True)
+    assert rnn_numba.divide(5, wide, 100, 4) == (2, False)
+    assert rnn_numba.divide(1, wide + 1, 100, 4) == (1, False)  # no whole panels
+    assert rnn_numba.divide(1, COLUMNS, 100, 4) == (1, False)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_fused_layer_of_torch_agrees(dtype):
     pre, weight, h0, c0 = inputs(lstm, dtype=dtype)

@@ -59,3 +59,19 @@ def test_wrong_shapes_are_named():
         slstm(pre, weight[:, :3], *zeros)
     with pytest.raises(ValueError, match="initial state"):
         slstm(pre, weight, *zeros[:3], zeros[3][:2])
+
+
+@pytest.mark.parametrize("flags", ["", "mask", "resets", "mask resets"])
+def test_threads_that_divide_the_units_agree_with_one_that_has_all(flags, monkeypatch):
+    from transduce.ops import rnn_numba
+
+    leaves = [x.requires_grad_() for x in inputs(batch=2, steps=9, width=64, dtype=torch.float32)]
+    g = torch.Generator().manual_seed(3)
+    kwargs = {name: torch.rand(2, 9, generator=g) < 0.6 for name in flags.split()}
+    found = []
+    for division in ((1, False), (2, True)):
+        monkeypatch.setattr(rnn_numba, "divide", lambda *_, division=division: division)
+        got = slstm.run("numba", *leaves, **kwargs)
+        found.append([*got, *torch.autograd.grad(sum(x.square().sum() for x in got), leaves)])
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)

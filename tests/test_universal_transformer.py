@@ -119,6 +119,25 @@ def test_positions_begin_at_random_only_while_training():
     assert torch.equal(end.count, after.count)
 
 
+def test_codes_are_as_large_as_asked():
+    """A loop over attention that sees everything learns of the order from its codes alone."""
+    torch.manual_seed(0)
+    model = loop(8, causal=False, halting=False).eval()
+    x, order = torch.randn(1, 5, 8), [3, 2, 1, 0, 4]
+    apart = {}
+    for codes in (0.0, 0.1, 1.0):
+        model.codes = codes
+        apart[codes] = float((model(x)[0][:, -1] - model(x[:, order])[0][:, -1]).abs().max().detach())
+    assert apart[0.0] < 1e-5 < apart[0.1] < apart[1.0]
+
+
+def test_an_untrained_position_halts_by_its_bias():
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 8)
+    share = lambda bias: float(Halting(8, bias=bias)(0 * x).mean())
+    assert abs(share(1.0) - 0.7311) < 1e-4 and abs(share(-1.0) - 0.2689) < 1e-4
+
+
 def test_the_ponder_loss_is_added_reported_and_trained():
     data = tiny_data("pairs")
     torch.manual_seed(0)

@@ -32,9 +32,8 @@ def finish(out: Path, prepared: Prepared, result: TrainResult, device: Any) -> N
     held_out = getattr(prepared, split)
     if prepared.kind == "pairs":
         drawn = draw_attention(model, held_out, folder)
-        print(
-            f"attention: {', '.join(map(str, drawn)) if drawn else 'none, this model attends to no source'}"
-        )
+        nothing = "no picture, this model has no weights of outputs over source symbols"
+        print(f"attention: {', '.join(map(str, drawn)) if drawn else nothing}")
     print(
         "next:",
         *(f"  transduce {shlex.join(words)}" for words in _next(model, held_out, split, out)),

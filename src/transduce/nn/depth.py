@@ -91,16 +91,18 @@ class Halting(nn.Module):
 
     Graves 2016 (arXiv 1603.08983, section 2.1), per position as in Dehghani et al. 2019 (section 2.2). A
     position stops at the first step at which the sum of its p exceeds ``1 - epsilon``, at the last step at
-    the latest. b starts at 1, so that an untrained model stops early.
+    the latest. b starts at ``bias``: at 1, as published, an untrained model stops after two steps and then has to
+    find out that a third one would help; with a negative one it begins with many steps, and the ponder loss takes away
+    those that it can do without.
     """
 
-    def __init__(self, dim: int, epsilon: float = 0.01) -> None:
+    def __init__(self, dim: int, epsilon: float = 0.01, bias: float = 1.0) -> None:
         super().__init__()
         if not 0.0 < epsilon < 1.0:
             raise ValueError(f"epsilon must lie between 0 and 1, got {epsilon}")
         self.threshold = 1.0 - epsilon
         self.score = nn.Linear(dim, 1)
-        nn.init.ones_(self.score.bias)
+        nn.init.constant_(self.score.bias, bias)
 
     def forward(self, h: Tensor) -> Tensor:
         """(B,T,D) -> (B,T), in float32 at least: sums of it are compared with a threshold."""
@@ -117,10 +119,10 @@ class DepthState:
 
 
 class DepthLoop(Mixer):
-    """h^s = block(h^{s-1} + code(position) + code(s)), s = 1..S, with one set of weights.
+    """h^s = block(h^{s-1} + c (code(position) + code(s))), s = 1..S, with one set of weights.
 
     Dehghani et al. 2019 (arXiv 1807.03819, section 2): both codes are sinusoids and are added anew at every
-    step.
+    step, there with c = 1.
 
     With ``halting`` each position spends weights w_s that sum to 1 on its steps (at the last one, whatever is
     left), keeps its h from where it halts on, and the output is the running blend of the authors' code,
@@ -135,13 +137,22 @@ class DepthLoop(Mixer):
         halting: decides where a position stops; None takes all steps and returns h^S.
         offset: while training, each row's positions begin at a random number up to this one, so that a longer
             sequence meets trained codes later (section 4.3). The state keeps it.
+        codes: c. Codes of full size come on top of what every step has found; where the symbols themselves say who
+            they are, a small c learns far sooner.
 
     Under ``forward``, ``memory`` is the state of the block's attention. All depth steps read it alike, so its
     keys and values exist once.
     """
 
     def __init__(
-        self, block: DepthBlock, dim: int, steps: int, *, halting: Halting | None = None, offset: int = 0
+        self,
+        block: DepthBlock,
+        dim: int,
+        steps: int,
+        *,
+        halting: Halting | None = None,
+        offset: int = 0,
+        codes: float = 1.0,
     ) -> None:
         super().__init__()
         if steps < 1:
@@ -150,6 +161,7 @@ class DepthLoop(Mixer):
             raise ValueError(f"the largest offset of positions is at least 0, got {offset}")
         parts = (block.mixer, block.transition)
         self.block, self.dim, self.steps, self.halting, self.offset = block, dim, steps, halting, offset
+        self.codes = codes
         self.causal = all(m.causal for m in parts)
         ahead = [m.lookahead for m in parts]
         self.lookahead = None if None in ahead else steps * sum(ahead)
@@ -194,7 +206,7 @@ class DepthLoop(Mixer):
         after: list[State] = []
         for s in range(self.steps):
             step = torch.full((1, 1), s + 1, device=x.device)
-            code = zero_masked((place + sinusoidal(step, self.dim, x.dtype)).expand_as(x), mask)
+            code = self.codes * zero_masked((place + sinusoidal(step, self.dim, x.dtype)).expand_as(x), mask)
             before = None if state is None else state.steps[s]
             y, now = self.block(x + code, before, memory, mask, resets)
             after.append(now)

@@ -11,11 +11,8 @@ from torch import Tensor
 from ..core.seq import zero_masked
 from .dispatch import Case, on_tensors, op, several_steps
 from .matrix_state import check_flags, check_inputs, chunks, initial, work_dtype
-from .retention import _decays, _gates
+from .retention import _decays, _gates, over_chunks
 from .tracing import why_not_kernel
-
-_CHUNK = 64
-"""Steps of one triangular solve, as many as retention takes at a time."""
 
 
 def _check(
@@ -137,17 +134,8 @@ def _delta_chunked(
     resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     dtype, work, inputs, decay, state = _prepare(q, k, v, beta, log_decay, s0, (mask, resets))
-    batch, steps = q.shape[:2]
-    whole = steps - steps % _CHUNK
-    outputs: list[Tensor] = []
-    for part, size in ((slice(0, whole), _CHUNK), (slice(whole, steps), steps - whole)):
-        if part.start < part.stop:
-            flags = [None if x is None else x[:, part] for x in (mask, resets)]
-            g = decay if decay.dim() == 1 else decay[:, part]
-            decays = _decays(g, *flags, (batch, part.stop - part.start), size, work)
-            y, state = _run_chunks(*(chunks(x[:, part], size) for x in inputs), decays, state)
-            outputs.append(y)
-    return torch.cat(outputs, 1).to(dtype), state
+    y, state = over_chunks(_run_chunks, inputs, decay, (mask, resets), state)
+    return y.to(dtype), state
 
 
 def _corrections(k: Tensor, beta: Tensor, within: Tensor, right: Tensor) -> Tensor:

@@ -10,7 +10,18 @@ from torch import Tensor
 
 from ..core.seq import zero_masked
 from .dispatch import Case, on_tensors, op, several_steps
-from .matrix_state import check_flags, check_inputs, chunks, compiled, cuts, initial, why_not_compiled, work_dtype
+from .matrix_state import (
+    carry_over,
+    check_flags,
+    check_inputs,
+    chunks,
+    compiled,
+    cuts,
+    initial,
+    spans,
+    why_not_compiled,
+    work_dtype,
+)
 
 _CHUNK, _SUB = 64, 16
 """Steps between two states, and steps within which all pairs are weighed by exact differences of logarithms."""
@@ -115,13 +126,10 @@ def _chunked(
     dtype, work, steps = v.dtype, work_dtype(q, k, v, log_decay), q.shape[1]
     q, k, v = (zero_masked(x, mask).to(work) for x in (q, k, v))
     g, state = _exponents(log_decay, mask, resets), initial(q, v, s0, work)
-    whole = steps - steps % _CHUNK
     outputs: list[Tensor] = []
-    for part, size in ((slice(0, whole), _CHUNK), (slice(whole, steps), steps - whole)):
-        if part.start < part.stop:
-            pieces = (chunks(x[:, part], size) for x in (q, k, v, g))
-            y, state = _run_chunks(*pieces, state)
-            outputs.append(y)
+    for part, size in spans(steps, _CHUNK):
+        y, state = _run_chunks(*(chunks(x[:, part], size) for x in (q, k, v, g)), state)
+        outputs.append(y)
     return torch.cat(outputs, 1).to(dtype), state
 
 
@@ -141,11 +149,8 @@ def _run_chunks(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor) -> tu
     out = (total[..., -1:, :] - total).to(work).exp()  # from each step to the end of its chunk
     written = (k * out).mT @ v
     fades = total[..., -1, :].to(work).exp()[..., None].unbind(2)
-    entering: list[Tensor] = []
-    for fade, new in zip(fades, written.unbind(2)):
-        entering.append(state)
-        state = torch.addcmul(new, fade, state)
-    y = local + (q * total.to(work).exp()) @ torch.stack(entering, 2)
+    entering, state = carry_over(state, fades, written)
+    y = local + (q * total.to(work).exp()) @ entering
     return y.movedim(1, 3).flatten(1, 2), state
 
 

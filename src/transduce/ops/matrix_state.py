@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 from types import ModuleType
+from typing import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +51,24 @@ def initial(q: Tensor, v: Tensor, s0: Tensor | None, work: torch.dtype) -> Tenso
 def chunks(x: Tensor, size: int) -> Tensor:
     """(B,T,H,...) with T a multiple of ``size`` -> (B,H,N,C,...)"""
     return x.unflatten(1, (-1, size)).movedim(3, 1)
+
+
+def spans(steps: int, size: int) -> list[tuple[slice, int]]:
+    """The steps as whole chunks of ``size`` and one shorter chunk, as far as there are any: where, and how long chunks
+    are there."""
+    whole = steps - steps % size
+    found = [(slice(0, whole), size), (slice(whole, steps), steps - whole)]
+    return [(part, length) for part, length in found if part.start < part.stop]
+
+
+def carry_over(state: Tensor, fades: Sequence[Tensor], written: Tensor) -> tuple[Tensor, Tensor]:
+    """S_(n+1) = fade_n * S_n + written_n over chunks, ``written`` (B,H,N,K,V): the states that enter them, (B,H,N,K,V),
+    and the one behind the last."""
+    entering: list[Tensor] = []
+    for fade, new in zip(fades, written.unbind(2)):
+        entering.append(state)
+        state = torch.addcmul(new, fade, state)
+    return torch.stack(entering, 2), state
 
 
 def cuts(resets: Tensor | None, mask: Tensor | None) -> Tensor | None:

@@ -4,14 +4,25 @@ fade."""
 
 from __future__ import annotations
 
-from typing import Iterator
+from typing import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from ..core.seq import zero_masked
 from .dispatch import Case, on_tensors, op, several_steps
-from .matrix_state import check_flags, check_inputs, chunks, compiled, cuts, initial, why_not_compiled, work_dtype
+from .matrix_state import (
+    carry_over,
+    check_flags,
+    check_inputs,
+    chunks,
+    compiled,
+    cuts,
+    initial,
+    spans,
+    why_not_compiled,
+    work_dtype,
+)
 
 _CHUNK = 64
 """Steps that are handled by products of matrices at a time: 32 to 128 were measured on two cores, 64 was
@@ -130,19 +141,31 @@ def _retention_chunked(
 ) -> tuple[Tensor, Tensor]:
     _check(q, k, v, log_decay, s0)
     check_flags("retention", q, mask, resets)
-    dtype, work, steps = v.dtype, work_dtype(q, k, v, log_decay), q.shape[1]
+    dtype, work = v.dtype, work_dtype(q, k, v, log_decay)
     q, k, v = (zero_masked(x, mask).to(work) for x in (q, k, v))
-    state = initial(q, v, s0, work)
-    whole = steps - steps % _CHUNK
+    y, state = over_chunks(_run_chunks, (q, k, v), log_decay, (mask, resets), initial(q, v, s0, work))
+    return y.to(dtype), state
+
+
+def over_chunks(
+    run: Callable[..., tuple[Tensor, Tensor]],
+    inputs: Sequence[Tensor],
+    log_decay: Tensor,
+    flags: tuple[Tensor | None, Tensor | None],
+    state: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Whole chunks and then the rest: ``run(*chunks of the inputs, decays, state)``, outputs joined over time.
+
+    inputs: (B,T,H,...) without what is masked; log_decay: (H,) or (B,T,H); flags: mask and resets, (B,T) or None.
+    """
     outputs: list[Tensor] = []
-    for part, size in ((slice(0, whole), _CHUNK), (slice(whole, steps), steps - whole)):
-        if part.start < part.stop:
-            flags = [None if x is None else x[:, part] for x in (mask, resets)]
-            g = log_decay if log_decay.dim() == 1 else log_decay[:, part]
-            decays = _decays(g, *flags, (len(q), part.stop - part.start), size, work)
-            y, state = _run_chunks(*(chunks(x[:, part], size) for x in (q, k, v)), decays, state)
-            outputs.append(y)
-    return torch.cat(outputs, 1).to(dtype), state
+    for part, size in spans(inputs[0].shape[1], _CHUNK):
+        here = [None if x is None else x[:, part] for x in flags]
+        g = log_decay if log_decay.dim() == 1 else log_decay[:, part]
+        decays = _decays(g, *here, (len(inputs[0]), part.stop - part.start), size, state.dtype)
+        y, state = run(*(chunks(x[:, part], size) for x in inputs), decays, state)
+        outputs.append(y)
+    return torch.cat(outputs, 1), state
 
 
 def _run_chunks(
@@ -153,13 +176,8 @@ def _run_chunks(
     local = ((q @ k.mT) * within) @ v
     written = (k * outgoing[..., None]).mT @ v  # (B,H,N,K,V), what each chunk adds to the state
     fades = through.expand(-1, -1, q.shape[2])[..., None, None].unbind(2)
-    entering: list[Tensor] = []
-    for fade, new in zip(fades, written.unbind(2)):
-        entering.append(state)
-        state = torch.addcmul(new, fade, state)
-    y = torch.baddbmm(
-        local.flatten(0, 2), (q * incoming[..., None]).flatten(0, 2), torch.stack(entering, 2).flatten(0, 2)
-    )
+    entering, state = carry_over(state, fades, written)
+    y = torch.baddbmm(local.flatten(0, 2), (q * incoming[..., None]).flatten(0, 2), entering.flatten(0, 2))
     return y.view_as(local).movedim(1, 3).flatten(1, 2), state
 
 

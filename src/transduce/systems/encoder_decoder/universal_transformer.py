@@ -56,6 +56,8 @@ class Config:
     """How often the block is applied on either side; with halting at most so often."""
     halting: Literal["none", "act"] = "none"
     """Whether every position decides by itself when to stop."""
+    halting_bias: float = 1.0
+    """Where halting begins: at 1 an untrained position stops after two steps, at -1 after four."""
     tau: float = 0.01
     """Weight of the ponder loss, the steps and the remainder of a position, with halting."""
     transition: Literal["feedforward", "convolution"] = "feedforward"
@@ -66,6 +68,8 @@ class Config:
     offset: int = 0
     """While training, positions of a row begin at a random number up to this one, for longer sequences later
     on."""
+    codes: float = 1.0
+    """Factor of the codes of position and step. Small where the symbols say who they are."""
     dropout: float = 0.1
     """Dropout on embeddings, residual branches and feedforward layers."""
     label_smoothing: float = 0.1
@@ -88,8 +92,8 @@ def depth_loop(c: Config, *, decoder: bool) -> DepthLoop:
         MultiHeadAttend(c.dim, heads=c.heads) if decoder else None,
         c.dropout,
     )
-    halting = Halting(c.dim) if c.halting == "act" else None
-    return DepthLoop(block, c.dim, c.steps, halting=halting, offset=c.offset)
+    halting = Halting(c.dim, bias=c.halting_bias) if c.halting == "act" else None
+    return DepthLoop(block, c.dim, c.steps, halting=halting, offset=c.offset, codes=c.codes)
 
 
 def output_norm(c: Config) -> nn.Module:
