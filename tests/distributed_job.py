@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from train_toys import Recorder, ToyConfig, pairs, quick, toy
 
+from transduce.cli.launch import leave
 from transduce.train.distributed import joined, restarted
 from transduce.train.trainer import Trainer
 
@@ -59,3 +60,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Sequence
+from typing import NoReturn, Sequence
 
 from transduce.core.errors import UserError
 
@@ -81,10 +81,25 @@ def _codes(folder: str) -> list[int]:
 def ending(code: int) -> int:
     """Hand the exit code over to :func:`launch` and end with success, lest the launcher start us again."""
     folder = os.environ.get(_ENDINGS)
-    if folder is None or not os.path.isdir(folder):
-        return code
-    (Path(folder) / f"{os.environ.get('RANK', '0')}.json").write_text(json.dumps(code))
-    return 0
+    if folder is not None and os.path.isdir(folder):
+        (Path(folder) / f"{os.environ.get('RANK', '0')}.json").write_text(json.dumps(code))
+        code = 0
+    if "RANK" in os.environ:
+        leave(code)
+    return code
+
+
+def leave(code: int) -> NoReturn:
+    """End one of several processes at once, without taking the interpreter down.
+
+    gloo's threads outlive ``destroy_process_group`` as long as anything holds the group, and torch's own caches
+    do. One that lets go of a tensor while the interpreter is taken down asks for a lock that is no longer given,
+    and the process aborts behind work that was done, which the launcher takes for a death.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def others_ended(patience: float = 2.0) -> bool:

@@ -98,7 +98,8 @@ def joined(device: torch.device, *, shard: bool = False) -> Iterator[World]:
     """The :class:`World` that ``torchrun`` started this process into; alone where it did not.
 
     The processes talk over gloo on CPUs and NCCL on CUDA devices. Raises :class:`UserError` where sharding is
-    asked of a single process.
+    asked of a single process. A script of your own had better end with ``os._exit(0)``, as the command line does:
+    :func:`transduce.cli.launch.leave` tells why.
     """
     if not launched():
         if shard:
