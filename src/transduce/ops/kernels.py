@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 from array import array
+from functools import lru_cache
 from pathlib import Path
 from typing import Callable, Sequence
 
@@ -46,7 +47,7 @@ def _openmp() -> ctypes.CDLL | None:
         runtime = ctypes.CDLL(str(library))
         runtime.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         runtime.GOMP_parallel.restype = None
-        runtime.omp_get_thread_num.restype = ctypes.c_int
+        runtime.omp_get_thread_num.restype = runtime.omp_get_dynamic.restype = ctypes.c_int
         runtime.GOMP_barrier.restype = None
     except (OSError, AttributeError):
         return None
@@ -112,9 +113,28 @@ def float_from_bits(typingctx, bits):  # noqa: ANN001, ANN201
 def threads_for(elements: int) -> int:
     """How many threads a streaming kernel over so many elements deserves, at most
     ``torch.get_num_threads()``."""
-    if _runtime is None:
+    return max(1, min(most_threads(), elements // _WORTH_A_THREAD))
+
+
+def most_threads() -> int:
+    """How many threads a launch may ask for and will get: ``torch.get_num_threads()``, fewer where the runtime is held
+    back (``OMP_THREAD_LIMIT``, ``OMP_MAX_ACTIVE_LEVELS``), one where it chooses by itself (``OMP_DYNAMIC``). A kernel
+    divides its work among the threads it asked for, so one that does not come would leave its part undone."""
+    threads = torch.get_num_threads()
+    return threads if threads == 1 else _granted(threads)
+
+
+@lru_cache
+def _granted(asked: int) -> int:
+    if _runtime is None or _runtime.omp_get_dynamic():
         return 1
-    return max(1, min(torch.get_num_threads(), elements // _WORTH_A_THREAD))
+    here = torch.zeros(asked)
+    Kernel(_sign).launch(torch.float32, (here,), (), asked)
+    return int(here.sum())
+
+
+def _sign(data) -> None:  # noqa: ANN001 (numba's own signature)
+    data[0][thread_number()] = 1
 
 
 class Kernel:

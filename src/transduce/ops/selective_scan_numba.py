@@ -15,7 +15,7 @@ import numba
 import torch
 from torch import Tensor
 
-from .kernels import Kernel, as_bytes, as_size, thread_number
+from .kernels import Kernel, as_bytes, as_size, most_threads, thread_number
 from .vectors import exp2, lanes_of, load, load_one, spread, store, total
 
 CHUNK = 32
@@ -254,7 +254,7 @@ def _plan(x: Tensor) -> tuple[int, int]:
     """Strips of a row, and threads: a channel step is so much work that a second thread pays for 1000 of them."""
     batch, steps, width = x.shape
     strips = -(-width // _STRIP)
-    return strips, max(1, min(torch.get_num_threads(), batch * strips, batch * steps * width // 1000))
+    return strips, max(1, min(most_threads(), batch * strips, batch * steps * width // 1000))
 
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
