@@ -227,7 +227,7 @@ def ops() -> Iterator[Finding]:
         if case is None or not op.__module__.startswith(package.__name__):
             continue
         args, kwargs = _single(case.args), {k: _single(v) for k, v in case.kwargs.items()}
-        refusals = {b: op.refusal(b, *args, **kwargs) for b in op.backends}
+        refusals = {b: op.refusal(b, *args, **kwargs) for b in op.registered}
         used = next(b for b, reason in refusals.items() if reason is None)
         spare = [b for b, reason in refusals.items() if reason is None and b != used]
         began = time.perf_counter()

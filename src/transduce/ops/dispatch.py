@@ -55,17 +55,24 @@ class Op:
         self.name = reference.__name__
         self.reference = reference
         self._backends: dict[str, tuple[Callable[..., Any], Callable[..., str | None]]] = {}
+        self._elsewhere: dict[str, Callable[[], str | None]] = {}
         self._make_cases: Callable[[], Iterable[Case]] | None = None
         self._told: set[tuple[str, str]] = set()
         self.matrix: Callable[..., Any] | None = None
         """For ops that are linear in their input over time: the token-to-token matrix they imply."""
         _ops[self.name] = self
 
-    def backend(self, name: str, when: Callable[..., str | None] = lambda *a, **k: None):
-        """Add a backend. ``when`` sees the call's arguments and returns None, or why it cannot serve them."""
+    def backend(
+        self,
+        name: str,
+        when: Callable[..., str | None] = lambda *a, **k: None,
+        here: Callable[[], str | None] = lambda: None,
+    ):
+        """Add a backend. ``when`` sees the call's arguments and returns None, or why it cannot serve them; ``here``
+        tells the same of this machine, whatever the arguments (a package or a device is missing)."""
 
         def add(fn: Callable[..., Any]) -> Callable[..., Any]:
-            self._backends[name] = (fn, when)
+            self._backends[name], self._elsewhere[name] = (fn, when), here
             return fn
 
         return add
@@ -79,7 +86,12 @@ class Op:
 
     @property
     def backends(self) -> list[str]:
-        """Names in the order of preference; the reference is last."""
+        """Names of those that can run on this machine, in the order of preference; the reference is last."""
+        return [*(name for name in self._backends if self._elsewhere[name]() is None), "reference"]
+
+    @property
+    def registered(self) -> list[str]:
+        """Names of all backends, those included that this machine cannot run."""
         return [*self._backends, "reference"]
 
     def why(self, *args: Any, **kwargs: Any) -> dict[str, str]:
@@ -97,7 +109,7 @@ class Op:
         if backend == "reference":
             return None
         if backend not in self._backends:
-            raise ValueError(f"{self.name} has no backend {backend!r}; it has {', '.join(self.backends)}")
+            raise ValueError(f"{self.name} has no backend {backend!r}; it has {', '.join(self.registered)}")
         return self._backends[backend][1](*args, **kwargs)
 
     def run(self, backend: str, *args: Any, **kwargs: Any) -> Any:
@@ -163,8 +175,8 @@ def use_backend(everywhere: str | None = None, **by_op: str) -> Iterator[None]:
     """
     for name, backend in by_op.items():
         known = _ops.get(name)
-        if known is None or backend not in known.backends:
-            options = ", ".join(known.backends) if known else "no such op; known: " + ", ".join(_ops)
+        if known is None or backend not in known.registered:
+            options = ", ".join(known.registered) if known else "no such op; known: " + ", ".join(_ops)
             raise ValueError(f"use_backend({name}={backend!r}): {options}")
     merged = {**_forced.get(), **({"*": everywhere} if everywhere else {}), **by_op}
     token = _forced.set(merged)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .dispatch import Case, on_tensors, op
-from .tracing import why_not_kernel, why_traced
+from .tracing import why_no_triton, why_not_kernel, why_not_triton, why_traced
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -72,9 +72,9 @@ def linear_scan(
         h (B,T,D) in the promoted dtype of ``a``, ``b`` and ``h0``. Half precision is computed in float32 and
         rounded at the end; a float32 ``h0`` makes the result float32. T = 0 gives an empty result.
 
-    Backends, in order: ``numba`` (CPU: one pass over memory, forward and backward), ``loop`` (any device: one
-    torch operation a step and an analytic backward), ``reference``. The first two can be differentiated once
-    only; for second derivatives use ``use_backend(linear_scan="reference")``. ``linear_scan.matrix`` gives
+    Backends, in order: ``numba`` (CPU: one pass over memory, forward and backward), ``triton`` (CUDA devices: the
+    same), ``loop`` (any device: one torch operation a step and an analytic backward), ``reference``. All but the
+    last can be differentiated once only; for second derivatives use ``use_backend(linear_scan="reference")``. ``linear_scan.matrix`` gives
     the implied matrix.
 
     Raises ValueError for shapes that do not fit. Source: G. Blelloch, Prefix Sums and Their Applications,
@@ -121,6 +121,27 @@ def _numba_scan_back(
     return _compiled().backward(grad, saved, resets, reverse, wanted)
 
 
+@functools.cache
+def _gpu() -> ModuleType:
+    from . import scan_triton  # imports triton
+
+    return scan_triton
+
+
+def _triton_scan(a: Tensor, b: Tensor, h0: Tensor, resets: Tensor | None, reverse: bool) -> Tensor:
+    return _gpu().forward(a, b, h0, resets, reverse)
+
+
+def _triton_scan_back(
+    grad: Tensor,
+    saved: tuple[Tensor, Tensor, Tensor],
+    resets: Tensor | None,
+    reverse: bool,
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _gpu().backward(grad, saved, resets, reverse)
+
+
 def _loop_scan(a: Tensor, b: Tensor, h0: Tensor, resets: Tensor | None, reverse: bool) -> Tensor:
     out = torch.empty_like(b)
     order = range(b.shape[1])
@@ -162,7 +183,11 @@ def _loop_scan_back(
     return da, u, carry
 
 
-_PAIRS = {"numba": (_numba_scan, _numba_scan_back), "loop": (_loop_scan, _loop_scan_back)}
+_PAIRS = {
+    "numba": (_numba_scan, _numba_scan_back),
+    "triton": (_triton_scan, _triton_scan_back),
+    "loop": (_loop_scan, _loop_scan_back),
+}
 
 
 class _Scan(torch.autograd.Function):
@@ -214,6 +239,13 @@ def _numba_backend(
     a: Tensor, b: Tensor, h0: Tensor | None = None, *, resets: Tensor | None = None, reverse: bool = False
 ) -> Tensor:
     return _run("numba", a, b, h0, resets, reverse)
+
+
+@linear_scan.backend("triton", when=on_tensors(why_not_triton), here=why_no_triton)
+def _triton_backend(
+    a: Tensor, b: Tensor, h0: Tensor | None = None, *, resets: Tensor | None = None, reverse: bool = False
+) -> Tensor:
+    return _run("triton", a, b, h0, resets, reverse)
 
 
 @linear_scan.backend("loop", when=on_tensors(why_traced))

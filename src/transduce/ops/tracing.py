@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import os
 from typing import ContextManager
 
 import torch
@@ -38,6 +39,30 @@ def why_not_kernel(*tensors: Tensor) -> str | None:
             return f"a tensor is on {t.device}, the kernel runs on the CPU"
     traced = why_traced(*tensors)  # first: what follows cannot be traced
     return traced or (None if has_numba() else "numba is not installed")
+
+
+def why_no_triton() -> str | None:
+    """None where kernels written in Triton can run on this machine, otherwise the reason why not."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if not (torch.cuda.is_available() or _interpreted()):
+        return "there is no CUDA device (TRITON_INTERPRET=1 runs the kernel step by step on the CPU, to test it)"
+    return None
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def why_not_triton(*tensors: Tensor) -> str | None:
+    """None when a kernel written in Triton can serve these tensors, otherwise the reason why not."""
+    traced = why_traced(*tensors)
+    if traced:
+        return traced
+    for t in tensors:
+        if t.device.type != "cuda" and not (t.device.type == "cpu" and _interpreted()):
+            return f"a tensor is on {t.device}, the kernel runs on CUDA devices"
+    return why_no_triton()
 
 
 def full_precision(like: Tensor) -> ContextManager[object]:

@@ -1,0 +1,49 @@
+"""What the Triton kernels share: associative steps of recurrences, and how tiles are laid over (B,T,D).
+
+A program owns a block of channels of one row and walks over time in tiles; inside a tile steps are joined in
+parallel (``tl.associative_scan``), and the last state of a tile is carried to the next one. Imports triton: import
+it lazily.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+STEPS, CHANNELS = 64, 32
+"""Steps and channels of a tile."""
+
+
+@triton.jit
+def real_step(a1, b1, r1, a2, b2, r2):  # noqa: ANN001, ANN201 (triton's own signature)
+    """Two steps h -> a h + b as one, the earlier one first. r: the history restarts there, so that nothing of the
+    earlier one, NaN included, passes."""
+    keep = r2 == 0
+    return tl.where(keep, a1 * a2, 0.0), tl.where(keep, a2 * b1 + b2, b2), r1 | r2
+
+
+@triton.jit
+def complex_step(ar1, ai1, br1, bi1, r1, ar2, ai2, br2, bi2, r2):  # noqa: ANN001, ANN201
+    """The same in real and imaginary parts."""
+    keep = r2 == 0
+    ar, ai = ar1 * ar2 - ai1 * ai2, ar1 * ai2 + ai1 * ar2
+    br, bi = ar2 * br1 - ai2 * bi1 + br2, ar2 * bi1 + ai2 * br1 + bi2
+    return (
+        tl.where(keep, ar, 0.0),
+        tl.where(keep, ai, 0.0),
+        tl.where(keep, br, br2),
+        tl.where(keep, bi, bi2),
+        r1 | r2,
+    )
+
+
+def tile(steps: int, width: int) -> tuple[int, int]:
+    """Steps and channels of a tile for so many: powers of two, no larger than needed."""
+    return min(STEPS, triton.next_power_of_2(steps)), min(CHANNELS, triton.next_power_of_2(width))
+
+
+def planes(x: Tensor) -> Tensor:
+    """Complex numbers as pairs in the last dimension, for pointers to real numbers."""
+    return torch.view_as_real(x) if x.is_complex() else x
