@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .dispatch import Case, on_tensors, op
-from .tracing import full_precision, why_not_kernel
+from .tracing import full_precision, why_no_triton, why_not_kernel, why_not_triton
 
 _HALF = (torch.float16, torch.bfloat16)
 _CHUNK = 32
@@ -82,7 +82,7 @@ def diagonal_scan(
     Returns h (B,T,P,N) in the promoted dtype. Half precision is computed in float32 and rounded at the end.
 
     Backends, in order: ``numba`` (CPU: one pass over memory, forward and backward, decays in the first-level cache;
-    can be differentiated once), ``chunked`` (any device, without mask and resets: products with the matrices of powers
+    can be differentiated once), ``triton`` (CUDA devices: the same), ``chunked`` (any device, without mask and resets: products with the matrices of powers
     of 32 steps), ``reference``. ``diagonal_scan.matrix`` gives the implied matrix.
 
     Raises ValueError for shapes that do not fit. Source: A. Gupta et al., Diagonal State Spaces, NeurIPS 2022, section
@@ -113,22 +113,43 @@ def _compiled() -> ModuleType:
     return diagonal_scan_numba
 
 
+@functools.cache
+def _gpu() -> ModuleType:
+    from . import diagonal_scan_triton  # imports triton
+
+    return diagonal_scan_triton
+
+
 class _Scan(torch.autograd.Function):
     """With u_t = dL/dh_t in full: u_t = grad_t + conj(decay) u_(t+1); db = u, ddecay = sum_t u_t conj(h_(t-1)),
     dh0 = conj(decay) u_1."""
 
     @staticmethod
-    def forward(ctx, decay, b, h0, mask, resets):  # noqa: ANN001, ANN205 (torch's own signature)
-        h = _compiled().forward(decay, b, h0, mask, resets)
+    def forward(ctx, kernels, decay, b, h0, mask, resets):  # noqa: ANN001, ANN205 (torch's own signature)
+        h = kernels.forward(decay, b, h0, mask, resets)
         ctx.save_for_backward(decay, h, h0, mask, resets)
+        ctx.kernels = kernels
         return h
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # noqa: ANN001, ANN205
         decay, h, h0, mask, resets = ctx.saved_tensors
-        found = _compiled().backward(grad.contiguous(), decay, h, h0, mask, resets)
-        return *(g if need else None for g, need in zip(found, ctx.needs_input_grad)), None, None
+        found = ctx.kernels.backward(grad.contiguous(), decay, h, h0, mask, resets)
+        return None, *(g if need else None for g, need in zip(found, ctx.needs_input_grad[1:])), None, None
+
+
+def _run(
+    kernels: ModuleType, decay: Tensor, b: Tensor, h0: Tensor | None, mask: Tensor | None, resets: Tensor | None
+) -> Tensor:
+    dtype, work = _check(decay, b, h0, mask, resets)
+    decay, b, h = (t.to(work).contiguous() for t in (decay, b, _start(h0, b, work)))
+    mask, resets = (None if t is None else t.contiguous() for t in (mask, resets))
+    if torch.is_grad_enabled() and (decay.requires_grad or b.requires_grad or h.requires_grad):
+        out = _Scan.apply(kernels, decay, b, h, mask, resets)
+    else:
+        out = kernels.forward(decay, b, h, mask, resets)
+    return out.to(dtype)
 
 
 @diagonal_scan.backend("numba", when=on_tensors(why_not_kernel))
@@ -140,14 +161,19 @@ def _numba_backend(
     mask: Tensor | None = None,
     resets: Tensor | None = None,
 ) -> Tensor:
-    dtype, work = _check(decay, b, h0, mask, resets)
-    decay, b, h = (t.to(work).contiguous() for t in (decay, b, _start(h0, b, work)))
-    mask, resets = (None if t is None else t.contiguous() for t in (mask, resets))
-    if torch.is_grad_enabled() and (decay.requires_grad or b.requires_grad or h.requires_grad):
-        out = _Scan.apply(decay, b, h, mask, resets)
-    else:
-        out = _compiled().forward(decay, b, h, mask, resets)
-    return out.to(dtype)
+    return _run(_compiled(), decay, b, h0, mask, resets)
+
+
+@diagonal_scan.backend("triton", when=on_tensors(why_not_triton), here=why_no_triton)
+def _triton_backend(
+    decay: Tensor,
+    b: Tensor,
+    h0: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> Tensor:
+    return _run(_gpu(), decay, b, h0, mask, resets)
 
 
 # ---------------------------------------------------------------- chunks of matrix products

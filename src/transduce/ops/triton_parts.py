@@ -7,10 +7,8 @@ it lazily.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 STEPS, CHANNELS = 64, 32
 """Steps and channels of a tile."""
@@ -42,8 +40,3 @@ def complex_step(ar1, ai1, br1, bi1, r1, ar2, ai2, br2, bi2, r2):  # noqa: ANN00
 def tile(steps: int, width: int) -> tuple[int, int]:
     """Steps and channels of a tile for so many: powers of two, no larger than needed."""
     return min(STEPS, triton.next_power_of_2(steps)), min(CHANNELS, triton.next_power_of_2(width))
-
-
-def planes(x: Tensor) -> Tensor:
-    """Complex numbers as pairs in the last dimension, for pointers to real numbers."""
-    return torch.view_as_real(x) if x.is_complex() else x
