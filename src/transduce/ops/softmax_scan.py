@@ -24,7 +24,7 @@ from .softmax_merge import (
     start_state,
     work_dtype,
 )
-from .tracing import why_not_kernel
+from .tracing import why_no_triton, why_not_kernel, why_not_triton
 
 
 def _prepare(
@@ -82,8 +82,8 @@ def softmax_scan(
         y (B,T,H,V) in the dtype of ``values``, 0 as long as nothing has any weight, and the state behind the last
         step (B,H,2+V), float32, or float64 where an input is float64.
 
-    Backends, in order: ``numba`` (CPU: one pass over memory forward, one backward), ``doubling`` (any device:
-    log2(T) rounds of merging), ``reference``. The first can be differentiated once only. ``softmax_scan.matrix``
+    Backends, in order: ``numba`` (CPU: one pass over memory forward, one backward), ``triton`` (CUDA devices),
+    ``doubling`` (any device: log2(T) rounds of merging), ``reference``. The first two can be differentiated once only. ``softmax_scan.matrix``
     gives the weights.
 
     Raises ValueError for shapes that do not fit. Source: L. Feng et al., Attention as an RNN, arXiv 2405.13956,
@@ -112,13 +112,21 @@ def _compiled() -> ModuleType:
     return softmax_scan_numba
 
 
+@functools.cache
+def _gpu() -> ModuleType:
+    from . import softmax_scan_triton  # imports triton
+
+    return softmax_scan_triton
+
+
 class _SoftmaxScan(torch.autograd.Function):
     """With G_i = sum_{t>=i} dy_t / u_t and g_i = -sum_{t>=i} dy_t . y_t / u_t, both times e^(m_i - m_t):
     dv_i = e^(s_i - m_i) G_i and ds_i = e^(s_i - m_i) (G_i . v_i + g_i)."""
 
     @staticmethod
-    def forward(ctx, scores, values, start, mask, resets):  # noqa: ANN001, ANN205 (torch's own signature)
-        y, state, peaks, masses = _compiled().forward(scores, values, start, mask, resets)
+    def forward(ctx, kernels, scores, values, start, mask, resets):  # noqa: ANN001, ANN205 (torch's own signature)
+        y, state, peaks, masses = kernels.forward(scores, values, start, mask, resets)
+        ctx.kernels = kernels
         ctx.save_for_backward(scores, values, start, mask, resets, y, state, peaks, masses)
         ctx.set_materialize_grads(False)
         return y, state
@@ -130,7 +138,7 @@ class _SoftmaxScan(torch.autograd.Function):
         grad = torch.zeros_like(y) if grad is None else grad.contiguous()
         # The state's m is only a scale: what a longer scale does to u and w is taken off its gradient.
         last = torch.zeros_like(state) if grad_state is None else grad_state
-        d_scores, d_values, d_sums = _compiled().backward(
+        d_scores, d_values, d_sums = ctx.kernels.backward(
             grad, last[..., 1:].contiguous(), (scores, values, start, mask, resets, y, peaks, masses)
         )
         d_peak = (d_sums * start[..., 1:]).sum(-1)
@@ -143,7 +151,27 @@ class _SoftmaxScan(torch.autograd.Function):
             scale = grad_state[..., 0] - (grad_state[..., 1:] * state[..., 1:]).sum(-1)
             into_scores, into_start, _ = peak_gradient(scale, raises)
             d_scores, d_peak = d_scores + into_scores, d_peak + into_start
-        return d_scores, d_values, torch.cat((d_peak[..., None], d_sums), -1), None, None
+        return None, d_scores, d_values, torch.cat((d_peak[..., None], d_sums), -1), None, None
+
+
+def _run(
+    kernels: ModuleType,
+    scores: Tensor,
+    values: Tensor,
+    start: Tensor | None,
+    mask: Tensor | None,
+    resets: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    dtype = values.dtype
+    # The kernel never looks at masked steps, so nothing need be zeroed for it.
+    scores, values, first, resets = _prepare(scores, values, start, mask, resets, clean=False)
+    args = [t.contiguous() for t in (scores, values, first)]
+    flags = [None if f is None else f.contiguous() for f in (mask, resets)]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in args):
+        y, state = _SoftmaxScan.apply(kernels, *args, *flags)
+    else:
+        y, state, *_ = kernels.forward(*args, *flags)
+    return y.to(dtype), state
 
 
 @softmax_scan.backend("numba", when=on_tensors(why_not_kernel))
@@ -155,16 +183,19 @@ def _numba_backend(
     mask: Tensor | None = None,
     resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    dtype = values.dtype
-    # The kernel never looks at masked steps, so nothing need be zeroed for it.
-    scores, values, first, resets = _prepare(scores, values, start, mask, resets, clean=False)
-    args = [t.contiguous() for t in (scores, values, first)]
-    flags = [None if f is None else f.contiguous() for f in (mask, resets)]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in args):
-        y, state = _SoftmaxScan.apply(*args, *flags)
-    else:
-        y, state, *_ = _compiled().forward(*args, *flags)
-    return y.to(dtype), state
+    return _run(_compiled(), scores, values, start, mask, resets)
+
+
+@softmax_scan.backend("triton", when=on_tensors(why_not_triton), here=why_no_triton)
+def _triton_backend(
+    scores: Tensor,
+    values: Tensor,
+    start: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    return _run(_gpu(), scores, values, start, mask, resets)
 
 
 # ---------------------------------------------------------------- logarithmic depth

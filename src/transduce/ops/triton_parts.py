@@ -37,6 +37,19 @@ def complex_step(ar1, ai1, br1, bi1, r1, ar2, ai2, br2, bi2, r2):  # noqa: ANN00
     )
 
 
+@triton.jit
+def softmax_step(m1, u1, w1, r1, m2, u2, w2, r2):  # noqa: ANN001, ANN201
+    """Two sets of scored values as one: m the largest score, u = sum e^(s - m), w = sum e^(s - m) v. r: the second one
+    begins anew."""
+    m1 = tl.where(r2 == 0, m1, float("-inf"))
+    m = tl.maximum(m1, m2)
+    level = tl.where(m == float("-inf"), 0.0, m)
+    first, second = tl.exp(m1 - level), tl.exp(m2 - level)
+    u = tl.where(first == 0.0, 0.0, u1) * first + u2 * second
+    w = tl.where(first == 0.0, 0.0, w1) * first + w2 * second
+    return m, u, w, r1 | r2
+
+
 def tile(steps: int, width: int) -> tuple[int, int]:
     """Steps and channels of a tile for so many: powers of two, no larger than needed."""
     return min(STEPS, triton.next_power_of_2(steps)), min(CHANNELS, triton.next_power_of_2(width))
