@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("triton")
 
 HERE = Path(__file__).parent
-OPS = ["scan:linear_scan", "diagonal_scan:diagonal_scan", "softmax_scan:softmax_scan"]
+OPS = ["scan:linear_scan", "diagonal_scan:diagonal_scan", "softmax_scan:softmax_scan", "block_scan:block_scan"]
 
 
 @pytest.mark.parametrize("name", OPS)

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from ..core.seq import zero_masked
 from .dispatch import Case, on_tensors, op, several_steps
-from .tracing import why_not_kernel
+from .tracing import why_no_triton, why_not_kernel, why_not_triton
 
 
 def _check(
@@ -78,8 +78,8 @@ def block_scan(
 
     Returns h, float64 where an input is float64, else float32.
 
-    Backends, in order: ``numba`` (CPU: one pass over memory, analytic backward, once differentiable), ``parallel``
-    (any device: steps are joined in pairs, (A_2, v_2) after (A_1, v_1) = (A_2 A_1, A_2 v_1 + v_2), log2 T rounds with
+    Backends, in order: ``numba`` (CPU: one pass over memory, analytic backward, once differentiable), ``triton``
+    (CUDA devices: the same), ``parallel`` (any device: steps are joined in pairs, (A_2, v_2) after (A_1, v_1) = (A_2 A_1, A_2 v_1 + v_2), log2 T rounds with
     about b times the arithmetic), ``reference`` (used for a single step). ``block_scan.matrix`` gives the implied
     matrix.
 
@@ -107,12 +107,20 @@ def _compiled() -> ModuleType:
     return block_scan_numba
 
 
+@functools.cache
+def _gpu() -> ModuleType:
+    from . import block_scan_triton  # imports triton
+
+    return block_scan_triton
+
+
 class _BlockScan(torch.autograd.Function):
     """With u_t = dL/dh_t in full: u_t = grad_t + A_(t+1)^T u_(t+1); dv = u, dA_t = u_t h_(t-1)^T, dh0 = A_1^T u_1."""
 
     @staticmethod
-    def forward(ctx, a, v, h0, mask, resets):  # noqa: ANN001, ANN205 (torch's own signature)
-        h = _compiled().forward(a, v, h0, mask, resets)
+    def forward(ctx, kernels, a, v, h0, mask, resets):  # noqa: ANN001, ANN205 (torch's own signature)
+        h = kernels.forward(a, v, h0, mask, resets)
+        ctx.kernels = kernels
         ctx.save_for_backward(a, h, h0, mask, resets)
         return h
 
@@ -120,10 +128,21 @@ class _BlockScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):  # noqa: ANN001, ANN205
         a, h, h0, mask, resets = ctx.saved_tensors
-        need_a, need_v, need_h0, *_ = ctx.needs_input_grad
+        _, need_a, need_v, need_h0, *_ = ctx.needs_input_grad
         flags, wanted = (mask, resets), (need_a, need_v)
-        da, dv, dh0 = _compiled().backward(grad.contiguous(), (a, h, h0), flags, wanted)
-        return da if need_a else None, dv if need_v else None, dh0 if need_h0 else None, None, None
+        da, dv, dh0 = ctx.kernels.backward(grad.contiguous(), (a, h, h0), flags, wanted)
+        return None, da if need_a else None, dv if need_v else None, dh0 if need_h0 else None, None, None
+
+
+def _run(
+    kernels: ModuleType, a: Tensor, v: Tensor | None, h0: Tensor | None, mask: Tensor | None, resets: Tensor | None
+) -> Tensor:
+    work = _check(a, v, h0, mask, resets)
+    h = _initial(a, h0, work).contiguous()
+    a = a.to(work).contiguous()
+    v = None if v is None else v.to(work).contiguous()
+    mask, resets = (None if flags is None else flags.contiguous() for flags in (mask, resets))
+    return _BlockScan.apply(kernels, a, v, h, mask, resets)
 
 
 @block_scan.backend("numba", when=on_tensors(why_not_kernel))
@@ -135,12 +154,21 @@ def _numba_backend(
     mask: Tensor | None = None,
     resets: Tensor | None = None,
 ) -> Tensor:
-    work = _check(a, v, h0, mask, resets)
-    h = _initial(a, h0, work).contiguous()
-    a = a.to(work).contiguous()
-    v = None if v is None else v.to(work).contiguous()
-    mask, resets = (None if flags is None else flags.contiguous() for flags in (mask, resets))
-    return _BlockScan.apply(a, v, h, mask, resets)
+    return _run(_compiled(), a, v, h0, mask, resets)
+
+
+@block_scan.backend("triton", when=on_tensors(why_not_triton), here=why_no_triton)
+def _triton_backend(
+    a: Tensor,
+    v: Tensor | None = None,
+    h0: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> Tensor:
+    # A masked step counts as no restart; the kernel looks at both flags by themselves.
+    resets = resets if resets is None or mask is None else resets & mask
+    return _run(_gpu(), a, v, h0, mask, resets)
 
 
 # ---------------------------------------------------------------- log-depth
