@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 
 HERE = Path(__file__).parent
 OPS = ["scan:linear_scan", "diagonal_scan:diagonal_scan", "softmax_scan:softmax_scan", "block_scan:block_scan"]
+OPS += ["selective_scan:selective_scan"]
 
 
 @pytest.mark.parametrize("name", OPS)

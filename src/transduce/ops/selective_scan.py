@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from ..core.seq import zero_masked
 from .dispatch import Case, on_tensors, op
 from .scan import linear_scan
-from .tracing import why_not_kernel
+from .tracing import why_no_triton, why_not_kernel, why_not_triton
 
 _CHUNK = 64
 """Steps of the chunked form whose states are in memory at the same time."""
@@ -95,8 +95,9 @@ def selective_scan(
         where an input is float64.
 
     Backends, in order: ``numba`` (CPU: states live in the cache, (B,T,D,N) never exists, forward or backward),
+    ``triton`` (CUDA devices: the same, one step after the other, so that rows and channels must fill the device),
     ``chunked`` (any device: the states of 64 steps at a time, computed again for the gradient), ``reference``. The
-    first can be differentiated once only. ``selective_scan.matrix`` gives the implied token-to-token matrix.
+    first two can be differentiated once only. ``selective_scan.matrix`` gives the implied token-to-token matrix.
 
     Raises ValueError for shapes that do not fit. Source: A. Gu and T. Dao, Mamba: Linear-Time Sequence Modeling with
     Selective State Spaces, arXiv 2312.00752, section 3.2 (selection; a by zero-order hold, b by its first-order
@@ -124,13 +125,21 @@ def _compiled() -> ModuleType:
     return selective_scan_numba
 
 
+@functools.cache
+def _gpu() -> ModuleType:
+    from . import selective_scan_triton  # imports triton
+
+    return selective_scan_triton
+
+
 class _Selective(torch.autograd.Function):
     """The kernels; their equations stand in ``selective_scan_numba``."""
 
     @staticmethod
-    def forward(ctx, x, dt, a, b, c, h0, resets):  # noqa: ANN001, ANN205 (torch's own signature)
+    def forward(ctx, kernels, x, dt, a, b, c, h0, resets):  # noqa: ANN001, ANN205 (torch's own signature)
         inputs = (x, dt, a, b, c)
-        y, h, marks = _compiled().forward(inputs, h0, resets, True)
+        y, h, marks = kernels.forward(inputs, h0, resets, True)
+        ctx.kernels = kernels
         ctx.save_for_backward(*inputs, marks, resets)
         return y, h
 
@@ -138,8 +147,28 @@ class _Selective(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy, dh):  # noqa: ANN001, ANN205
         *inputs, marks, resets = ctx.saved_tensors
-        found = _compiled().backward(tuple(inputs), marks, resets, dy.contiguous(), dh.contiguous())
-        return *(g if need else None for g, need in zip(found, ctx.needs_input_grad)), None
+        found = ctx.kernels.backward(tuple(inputs), marks, resets, dy.contiguous(), dh.contiguous())
+        return None, *(g if need else None for g, need in zip(found, ctx.needs_input_grad[1:])), None
+
+
+def _run(
+    kernels: ModuleType,
+    given: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    h0: Tensor | None,
+    mask: Tensor | None,
+    resets: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    dtype = given[0].dtype
+    *tensors, resets = _prepare(given, h0, mask, resets)
+    tensors = [t.contiguous() for t in tensors]
+    resets = None if resets is None else resets.contiguous()
+    if not tensors[0].numel() or not given[2].shape[1]:
+        return selective_scan.reference(*given, h0, mask=mask, resets=resets)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        y, h = _Selective.apply(kernels, *tensors, resets)
+    else:
+        y, h, _ = kernels.forward(tuple(tensors[:5]), tensors[5], resets, False)
+    return y.to(dtype), h
 
 
 @selective_scan.backend("numba", when=on_tensors(why_not_kernel))
@@ -154,17 +183,22 @@ def _numba_backend(
     mask: Tensor | None = None,
     resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    dtype = x.dtype
-    *tensors, resets = _prepare((x, dt, a, b, c), h0, mask, resets)
-    tensors = [t.contiguous() for t in tensors]
-    resets = None if resets is None else resets.contiguous()
-    if not tensors[0].numel() or not a.shape[1]:
-        return selective_scan.reference(x, dt, a, b, c, h0, mask=mask, resets=resets)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        y, h = _Selective.apply(*tensors, resets)
-    else:
-        y, h, _ = _compiled().forward(tuple(tensors[:5]), tensors[5], resets, False)
-    return y.to(dtype), h
+    return _run(_compiled(), (x, dt, a, b, c), h0, mask, resets)
+
+
+@selective_scan.backend("triton", when=on_tensors(why_not_triton), here=why_no_triton)
+def _triton_backend(
+    x: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    h0: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    return _run(_gpu(), (x, dt, a, b, c), h0, mask, resets)
 
 
 # ---------------------------------------------------------------- chunked
