@@ -24,7 +24,7 @@ def test_the_kernel_obeys_the_law(name):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-4000:]
     op, comparisons, *refused = done.stdout.split("\n")[:-1]
-    assert op == name.split(":")[1] and int(comparisons) > 20 and not refused
+    assert op == name.split(":")[1] and int(comparisons) >= 8 and not refused
 
 
 @pytest.mark.parametrize("name", OPS)
