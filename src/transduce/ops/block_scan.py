@@ -79,7 +79,7 @@ def block_scan(
     Returns h, float64 where an input is float64, else float32.
 
     Backends, in order: ``numba`` (CPU: one pass over memory, analytic backward, once differentiable), ``triton``
-    (CUDA devices: the same), ``parallel`` (any device: steps are joined in pairs, (A_2, v_2) after (A_1, v_1) = (A_2 A_1, A_2 v_1 + v_2), log2 T rounds with
+    (CUDA devices, step by step, the same once), ``parallel`` (any device: steps are joined in pairs, (A_2, v_2) after (A_1, v_1) = (A_2 A_1, A_2 v_1 + v_2), log2 T rounds with
     about b times the arithmetic), ``reference`` (used for a single step). ``block_scan.matrix`` gives the implied
     matrix.
 
