@@ -78,10 +78,10 @@ def block_scan(
 
     Returns h, float64 where an input is float64, else float32.
 
-    Backends, in order: ``numba`` (CPU: one pass over memory, analytic backward, once differentiable), ``triton``
-    (CUDA devices, step by step, the same once), ``parallel`` (any device: steps are joined in pairs, (A_2, v_2) after (A_1, v_1) = (A_2 A_1, A_2 v_1 + v_2), log2 T rounds with
-    about b times the arithmetic), ``reference`` (used for a single step). ``block_scan.matrix`` gives the implied
-    matrix.
+    Backends, in order: ``numba`` (CPU: one pass over memory, analytic backward, once differentiable), ``triton`` (CUDA
+    devices: step by step, also once), ``parallel`` (any device: steps are joined in pairs, (A_2, v_2) after (A_1, v_1)
+    = (A_2 A_1, A_2 v_1 + v_2), log2 T rounds with about b times the arithmetic), ``reference`` (used for a single
+    step). ``block_scan.matrix`` gives the implied matrix.
 
     Raises ValueError for shapes that do not fit. Source: T.-H. Fan, T.-C. Chi, A. Rudnicky, Advancing Regular Language
     Reasoning in Linear Recurrent Neural Networks, arXiv 2309.07412, section 4; the pairing is G. Blelloch, Prefix Sums

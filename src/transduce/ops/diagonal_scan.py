@@ -82,8 +82,9 @@ def diagonal_scan(
     Returns h (B,T,P,N) in the promoted dtype. Half precision is computed in float32 and rounded at the end.
 
     Backends, in order: ``numba`` (CPU: one pass over memory, forward and backward, decays in the first-level cache;
-    can be differentiated once), ``triton`` (CUDA devices: the walk of ``linear_scan``), ``chunked`` (any device, without mask and resets: products with the matrices of powers
-    of 32 steps), ``reference``. ``diagonal_scan.matrix`` gives the implied matrix.
+    can be differentiated once), ``triton`` (CUDA devices: the walk of ``linear_scan``, also once), ``chunked`` (any
+    device, without mask and resets: products with the matrices of powers of 32 steps), ``reference``.
+    ``diagonal_scan.matrix`` gives the implied matrix.
 
     Raises ValueError for shapes that do not fit. Source: A. Gupta et al., Diagonal State Spaces, NeurIPS 2022, section
     3; A. Orvieto et al., arXiv 2303.06349, section 3.2.
