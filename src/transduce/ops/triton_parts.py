@@ -13,7 +13,11 @@ import triton.language as tl
 from torch import Tensor
 
 STEPS, CHANNELS = 64, 32
-"""Steps and channels of a tile."""
+"""Steps and channels of a tile of an elementwise recurrence."""
+CHUNK, VALUES = 32, 32
+"""Steps of a chunk, and most columns of a matrix state that a program holds."""
+PRODUCTS = tl.constexpr("tf32x3")
+"""How products of float32 matrices are taken: three products of its upper and lower halves, as precise as float32."""
 
 
 @triton.jit
@@ -42,6 +46,12 @@ def complex_step(ar1, ai1, br1, bi1, r1, ar2, ai2, br2, bi2, r2):  # noqa: ANN00
 def tile(steps: int, width: int) -> tuple[int, int]:
     """Steps and channels of a tile for so many: powers of two, no larger than needed."""
     return min(STEPS, triton.next_power_of_2(steps)), min(CHANNELS, triton.next_power_of_2(width))
+
+
+def power(size: int, most: int | None = None) -> int:
+    """The power of two that covers ``size``, at least 16 (the least side of a product), at most ``most``."""
+    found = max(16, triton.next_power_of_2(size))
+    return found if most is None else min(found, most)
 
 
 def planes(x: Tensor) -> Tensor:
