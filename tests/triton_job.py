@@ -18,7 +18,7 @@ from transduce.ops import triton_parts
 from transduce.ops.dispatch import Case
 from transduce.testing import check_op
 
-MOST, STEPS = 800, 11
+MOST, STEPS = 800, 6
 """Numbers in the first argument of a case, beyond which the interpreter takes too long. Cases of recurrences with a
 matrix as their state are cut to so many steps of one row, unless they are tiny."""
 

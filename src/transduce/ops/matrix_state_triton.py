@@ -217,8 +217,9 @@ def _walk(x: Tensor, v: Tensor, a: Tensor, start: Tensor, back: bool) -> Tensor:
     wide, block = triton_parts.power(width, 64), triton_parts.power(values, triton_parts.VALUES)
     marks = x.new_empty(batch, heads, triton.cdiv(steps, chunk) + 1, width, values)
     grid = batch * heads, triton.cdiv(width, wide), triton.cdiv(values, block)
-    sizes, single = (steps, heads, width, values), a.shape[3] == 1
-    _states[grid](x, v, a, start, marks, *sizes, back=back, single=single, chunk=chunk, wide=wide, block=block)
+    sizes, flags = (steps, heads, width, values), {"back": back, "single": a.shape[3] == 1}
+    flags |= {"chunk": chunk, "wide": wide, "block": block, "num_warps": triton_parts.warps(wide * block)}
+    _states[grid](x, v, a, start, marks, *sizes, **flags)
     return marks
 
 
@@ -227,7 +228,8 @@ def _plan(q: Tensor, v: Tensor, a: Tensor) -> tuple[tuple[int], tuple[int, ...],
     batch, steps, heads, width = q.shape
     wide, block = triton_parts.power(width), triton_parts.power(v.shape[3], triton_parts.VALUES)
     chunk = triton_parts.CHUNK
-    flags = {"single": a.shape[3] == 1, "chunk": chunk, "wide": wide, "block": block, "num_warps": 8 if wide > 64 else 4}
+    flags = {"single": a.shape[3] == 1, "chunk": chunk, "wide": wide, "block": block}
+    flags["num_warps"] = triton_parts.warps(chunk * wide)
     return (batch * heads * triton.cdiv(steps, chunk),), (steps, heads, width, v.shape[3]), flags
 
 

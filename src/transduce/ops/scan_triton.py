@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_parts import complex_step, planes, real_step, tile
+from .triton_parts import complex_step, cuts, planes, real_step, tile
 
 
 @triton.jit
@@ -68,7 +68,7 @@ def _walk(a: Tensor, b: Tensor, h0: Tensor, resets: Tensor | None, reverse: bool
     if out.numel():
         span, block = tile(steps, width)
         flags = {"later": later, "reverse": reverse, "restarts": resets is not None, "imaginary": b.is_complex()}
-        marks = planes(b) if resets is None else resets.view(torch.uint8)
+        marks = cuts(resets, planes(b))
         tensors = [planes(x) for x in (a, b, h0, out)]
         _scan[(batch, triton.cdiv(width, block))](*tensors, marks, steps, width, **flags, span=span, block=block)
     return out

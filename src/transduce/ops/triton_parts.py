@@ -54,6 +54,17 @@ def power(size: int, most: int | None = None) -> int:
     return found if most is None else min(found, most)
 
 
+def warps(numbers: int) -> int:
+    """Warps of a program that works on tiles of so many numbers: 16 of a tile to a thread, so that several tiles fit into
+    its registers, and as few warps as that takes, since those of a program wait for each other."""
+    return max(1, min(16, numbers // 512))
+
+
+def cuts(resets: Tensor | None, otherwise: Tensor) -> Tensor:
+    """Resets as bytes, for pointers to them; any tensor where there are none."""
+    return otherwise if resets is None else resets.view(torch.uint8)
+
+
 def planes(x: Tensor) -> Tensor:
     """Complex numbers as pairs in the last dimension, for pointers to real numbers."""
     return torch.view_as_real(x) if x.is_complex() else x
