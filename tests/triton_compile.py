@@ -1,6 +1,6 @@
-"""Every kernel compiled for GPUs that need not be there: ``triton_compile.py``, without TRITON_INTERPRET.
+"""Every kernel compiled for a GPU that need not be there: ``triton_compile.py [MODULE:KERNEL ...]``.
 
-A process of its own, because triton decides at its import whether kernels are compiled or interpreted.
+A process of its own, without TRITON_INTERPRET, because triton decides at its import whether kernels are compiled.
 """
 
 from __future__ import annotations
@@ -13,51 +13,58 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-BYTES_OF_SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10}
-"""What a program may take of it, by the architecture."""
-OTHERS = {"resets": "*u8"}
-"""Kinds of what is neither a number nor a tensor of floats."""
-COUNTS = ("steps", "heads", "width", "values", "slots")
-
-
-def tiles(**constants: list[Any]) -> list[dict[str, Any]]:
-    """All combinations."""
-    found: list[dict[str, Any]] = [{}]
-    for name, options in constants.items():
-        found = [{**one, name: option} for one in found for option in options]
-    return found
-
-
-BOTH = [False, True]
-SIZES = {"chunk": [32], "wide": [16, 64], "block": [32]}
-KERNELS = {
-    "scan_triton:_scan": tiles(
-        later=BOTH, reverse=BOTH, restarts=[True], imaginary=BOTH, span=[64], block=[32]
-    ),
-    "matrix_state_triton:_states": tiles(back=BOTH, single=BOTH, **SIZES),
-    "matrix_state_triton:_outputs": tiles(single=BOTH, chunk=[32], wide=[16, 64, 256], block=[32]),
-    "matrix_state_triton:_gradients": tiles(single=BOTH, chunk=[32], wide=[16, 64, 256], block=[32]),
+ARCHITECTURE, SHARED = 90, 227 << 10
+"""The device, and the bytes of shared memory that a program may have there."""
+NUMBERS = ("steps", "heads", "width", "values", "slots")
+CHUNKS = {"chunk": 32, "wide": 64, "block": 32, "warps": 8}
+WIDE = {"chunk": 16, "wide": 256, "block": 16, "warps": 8}
+STEPS = {"restarts": True, "chunk": 32, "wide": 64, "warps": 2}
+TILE = {"restarts": True, "span": 64, "block": 32, "warps": 4}
+KERNELS: dict[str, list[dict[str, Any]]] = {
+    "scan_triton:_scan": [
+        {"later": False, "reverse": False, "imaginary": False, **TILE},
+        {"later": True, "reverse": True, "imaginary": True, **TILE},
+    ],
+    "matrix_state_triton:_states": [
+        {"back": False, "single": False, **CHUNKS},
+        {"back": True, "single": True, **CHUNKS},
+    ],
+    "matrix_state_triton:_outputs": [
+        {"single": False, **CHUNKS},
+        {"single": True, **CHUNKS},
+        {"single": False, **WIDE},
+    ],
+    "matrix_state_triton:_gradients": [
+        {"single": False, **CHUNKS},
+        {"single": True, **CHUNKS},
+        {"single": False, **WIDE},
+    ],
+    "delta_triton:_forward": [{"keeps": True, "block": 16, **STEPS}],
+    "delta_triton:_backward": [{"block": 16, **STEPS}],
+    "orthogonal_triton:_forward": [{"keeps": True, "project": True, "tall": 16, **STEPS}],
+    "orthogonal_triton:_backward": [{"project": True, "tall": 16, **STEPS}, {"project": False, "tall": 16, **STEPS}],
 }
+"""Constants and warps to compile for: every branch of a kernel once, sizes as its launcher chooses them."""
 
 
-def build(name: str, constants: dict[str, Any], architecture: int, kind: str) -> None:
+def build(name: str, constants: dict[str, Any]) -> None:
     module, function = name.split(":")
     kernel = getattr(importlib.import_module(f"transduce.ops.{module}"), function)
-    signature = {
-        x: "constexpr" if x in constants else "i32" if x in COUNTS else OTHERS.get(x, kind) for x in kernel.arg_names
-    }
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    warps = 8 if constants.get("wide", 0) > 64 else 4
-    made = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options={"num_warps": warps})
-    assert made.asm["cubin"] and made.metadata.shared <= BYTES_OF_SHARED_MEMORY[architecture], made.metadata
-    print(name, constants, architecture, kind, made.metadata.shared)
+    chosen = {key: value for key, value in constants.items() if key != "warps"}
+    kinds = {"resets": "*u8", **dict.fromkeys(NUMBERS, "i32"), **dict.fromkeys(chosen, "constexpr")}
+    source = ASTSource(
+        fn=kernel, signature={x: kinds.get(x, "*fp32") for x in kernel.arg_names}, constexprs=chosen
+    )
+    options = {"num_warps": constants["warps"]}
+    made = triton.compile(source, target=GPUTarget("cuda", ARCHITECTURE, 32), options=options)
+    assert made.asm["cubin"] and made.metadata.shared <= SHARED, f"{name} {constants}: {made.metadata}"
 
 
 def main() -> None:
-    chosen = sys.argv[1:] or list(KERNELS)
-    for name in chosen:
+    for name in sys.argv[1:] or KERNELS:
         for constants in KERNELS[name]:
-            build(name, constants, 90, "*fp32")
+            build(name, constants)
+        print(name)
 
 
 if __name__ == "__main__":

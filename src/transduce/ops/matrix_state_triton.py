@@ -210,26 +210,35 @@ def _gradients(  # noqa: ANN001, ANN202
         tl.store(dv + of_values, by_v, mask=in_values)
 
 
+_WARPS = 8
+"""Of each program: with four, the tiles of a chunk do not fit into the registers."""
+
+
+def _shape(width: int, values: int) -> tuple[int, int, int]:
+    """Steps of a chunk, channels of the keys as a power of two, and columns at a time: less of them for wide keys."""
+    wide = triton_parts.power(width)
+    chunk = triton_parts.CHUNK if wide <= 64 else triton_parts.CHUNK // 2
+    return chunk, wide, triton_parts.power(values, triton_parts.VALUES if wide <= 128 else 16)
+
+
 def _walk(x: Tensor, v: Tensor, a: Tensor, start: Tensor, back: bool) -> Tensor:
     """States or their gradients at the borders of chunks: (B,H,N+1,K,V)."""
     batch, steps, heads, width = x.shape
-    values, chunk = v.shape[3], triton_parts.CHUNK
-    wide, block = triton_parts.power(width, 64), triton_parts.power(values, triton_parts.VALUES)
+    values = v.shape[3]
+    chunk, wide, block = _shape(width, values)
+    wide = min(wide, 64)
     marks = x.new_empty(batch, heads, triton.cdiv(steps, chunk) + 1, width, values)
     grid = batch * heads, triton.cdiv(width, wide), triton.cdiv(values, block)
-    sizes, flags = (steps, heads, width, values), {"back": back, "single": a.shape[3] == 1}
-    flags |= {"chunk": chunk, "wide": wide, "block": block, "num_warps": triton_parts.warps(wide * block)}
-    _states[grid](x, v, a, start, marks, *sizes, **flags)
+    flags = {"back": back, "single": a.shape[3] == 1, "chunk": chunk, "wide": wide, "block": block}
+    _states[grid](x, v, a, start, marks, steps, heads, width, values, **flags, num_warps=_WARPS)
     return marks
 
 
 def _plan(q: Tensor, v: Tensor, a: Tensor) -> tuple[tuple[int], tuple[int, ...], dict[str, int]]:
     """Grid, sizes and constants of the kernels that have a program for each chunk."""
     batch, steps, heads, width = q.shape
-    wide, block = triton_parts.power(width), triton_parts.power(v.shape[3], triton_parts.VALUES)
-    chunk = triton_parts.CHUNK
-    flags = {"single": a.shape[3] == 1, "chunk": chunk, "wide": wide, "block": block}
-    flags["num_warps"] = triton_parts.warps(chunk * wide)
+    chunk, wide, block = _shape(width, v.shape[3])
+    flags = {"single": a.shape[3] == 1, "chunk": chunk, "wide": wide, "block": block, "num_warps": _WARPS}
     return (batch * heads * triton.cdiv(steps, chunk),), (steps, heads, width, v.shape[3]), flags
 
 

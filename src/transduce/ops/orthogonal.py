@@ -19,7 +19,7 @@ from .tracing import why_no_triton, why_not_kernel, why_not_triton
 
 FLOOR = 1e-6
 """A norm below this counts as this, so that a slot that faded away is found again by the next write."""
-_MOST = 1 << 13
+_MOST = 1 << 12
 """Numbers in the slots of a head, rounded up to powers of two, that the registers of a program on a GPU hold."""
 
 

@@ -67,10 +67,11 @@ def _walk(a: Tensor, b: Tensor, h0: Tensor, resets: Tensor | None, reverse: bool
     batch, steps, width = b.shape
     if out.numel():
         span, block = tile(steps, width)
+        grid = batch, triton.cdiv(width, block)
         flags = {"later": later, "reverse": reverse, "restarts": resets is not None, "imaginary": b.is_complex()}
         marks = cuts(resets, planes(b))
         tensors = [planes(x) for x in (a, b, h0, out)]
-        _scan[(batch, triton.cdiv(width, block))](*tensors, marks, steps, width, **flags, span=span, block=block)
+        _scan[grid](*tensors, marks, steps, width, **flags, span=span, block=block)
     return out
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 STEPS, CHANNELS = 64, 32
 """Steps and channels of a tile of an elementwise recurrence."""
 CHUNK, VALUES = 32, 32
-"""Steps of a chunk, and most columns of a matrix state that a program holds."""
+"""Steps of a chunk (between two stored states), and most columns of a matrix state that meet a chunk at a time."""
 PRODUCTS = tl.constexpr("tf32x3")
 """How products of float32 matrices are taken: three products of its upper and lower halves, as precise as float32."""
 
@@ -57,7 +57,7 @@ def power(size: int, most: int | None = None) -> int:
 def warps(numbers: int) -> int:
     """Warps of a program that works on tiles of so many numbers: 16 of a tile to a thread, so that several tiles fit into
     its registers, and as few warps as that takes, since those of a program wait for each other."""
-    return max(1, min(16, numbers // 512))
+    return max(1, min(8, numbers // 512))
 
 
 def cuts(resets: Tensor | None, otherwise: Tensor) -> Tensor:
