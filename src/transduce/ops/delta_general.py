@@ -131,8 +131,7 @@ def why_not_gpu(*tensors: Tensor) -> str | None:
 
 class _Rule(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, kernels, q, k, v, w, removal, s0, resets):  # noqa: ANN001, ANN205 (torch's own signature)
-        inputs = (q, k, v, w, removal)
+    def forward(ctx, kernels, s0, resets, *inputs):  # noqa: ANN001, ANN205 (torch's own signature)
         y, s, marks = kernels.forward(inputs, s0, resets, any(ctx.needs_input_grad))
         ctx.save_for_backward(*inputs, marks, resets)
         ctx.kernels = kernels
@@ -142,8 +141,8 @@ class _Rule(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_y, grad_s):  # noqa: ANN001, ANN205
         *inputs, marks, resets = ctx.saved_tensors
-        found = ctx.kernels.backward(grad_y.contiguous(), grad_s.contiguous(), inputs, marks, resets)
-        return None, *found, None
+        *found, ds0 = ctx.kernels.backward(grad_y.contiguous(), grad_s.contiguous(), inputs, marks, resets)
+        return None, ds0, None, *found
 
 
 @generalised_delta_rule.backend("numba", when=on_tensors(why_not_kernel))
@@ -168,7 +167,7 @@ def _numba_backend(
         for x, padded in zip((*inputs, rows), (True, True, False, True, True, True))
     )
     restarts = None if resets is None else resets.contiguous()
-    y, rows = _Rule.apply(_compiled(), q, k, v, w, removal, rows, restarts)
+    y, rows = _Rule.apply(_compiled(), rows, restarts, q, k, v, w, removal)
     return y.to(dtype), rows[..., :width].mT.contiguous()
 
 
@@ -186,7 +185,7 @@ def _triton_backend(
 ) -> tuple[Tensor, Tensor]:
     dtype, inputs, state, resets = _prepare((q, k, v, log_decay, removal), s0, mask, resets)
     restarts = None if resets is None else resets.contiguous()
-    y, state = _Rule.apply(_gpu(), *(x.contiguous() for x in (*inputs, state)), restarts)
+    y, state = _Rule.apply(_gpu(), state.contiguous(), restarts, *(x.contiguous() for x in inputs))
     return y.to(dtype), state
 
 

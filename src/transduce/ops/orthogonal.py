@@ -153,10 +153,10 @@ def _why_not_gpu(keys: Tensor, v: Tensor, *others: Tensor) -> str | None:
 
 class _Update(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, kernels, keys, v, gates, fresh, s0, resets, project):  # noqa: ANN001, ANN205 (torch's own signature)
+    def forward(ctx, kernels, resets, project, *inputs):  # noqa: ANN001, ANN205 (torch's own signature)
         keeps = any(ctx.needs_input_grad)
-        y, s, marks = kernels.forward((keys, v, gates, fresh, s0), resets, project, keeps)
-        ctx.save_for_backward(keys, v, gates, fresh, marks, resets)
+        y, s, marks = kernels.forward(inputs, resets, project, keeps)
+        ctx.save_for_backward(*inputs[:4], marks, resets)
         ctx.kernels, ctx.project = kernels, project
         return y, s
 
@@ -165,7 +165,7 @@ class _Update(torch.autograd.Function):
     def backward(ctx, grad_y, grad_s):  # noqa: ANN001, ANN205
         *saved, resets = ctx.saved_tensors
         grads = (grad_y.contiguous(), grad_s.contiguous())
-        return None, *ctx.kernels.backward(grads, saved, resets, ctx.project), None, None
+        return None, None, None, *ctx.kernels.backward(grads, saved, resets, ctx.project)
 
 
 @orthogonal_update.backend("numba", when=on_tensors(why_not_kernel))
@@ -189,7 +189,7 @@ def _numba_backend(
         for x, padded in zip((*inputs, fresh, s), (False, True, False, True, True))
     )
     restarts = None if resets is None else resets.contiguous()
-    y, s = _Update.apply(_compiled(), keys, v, gates, fresh, s, restarts, project)
+    y, s = _Update.apply(_compiled(), restarts, project, keys, v, gates, fresh, s)
     return y[..., :width].to(dtype), s[..., :width].contiguous()
 
 
@@ -207,7 +207,7 @@ def _triton_backend(
 ) -> tuple[Tensor, Tensor]:
     dtype, inputs, fresh, s, resets = _prepare(keys, v, gates, fresh, s0, mask, resets)
     restarts = None if resets is None else resets.contiguous()
-    y, s = _Update.apply(_gpu(), *(x.contiguous() for x in (*inputs, fresh, s)), restarts, project)
+    y, s = _Update.apply(_gpu(), restarts, project, *(x.contiguous() for x in (*inputs, fresh, s)))
     return y.to(dtype), s
 
 
