@@ -20,6 +20,8 @@ OPS = [
     "delta:delta_rule",
     "delta_general:generalised_delta_rule",
     "orthogonal:orthogonal_update",
+    "rnn:gru",
+    "rnn:lstm",
 ]
 
 

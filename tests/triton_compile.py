@@ -15,10 +15,11 @@ from triton.compiler import ASTSource
 
 ARCHITECTURE, SHARED = 90, 227 << 10
 """The device, and the bytes of shared memory that a program may have there."""
-NUMBERS = ("steps", "heads", "width", "values", "slots")
+NUMBERS = ("steps", "heads", "rows", "width", "values", "slots")
 CHUNKS = {"chunk": 32, "wide": 64, "block": 32, "warps": 8}
 WIDE = {"chunk": 16, "wide": 256, "block": 16, "warps": 8}
 STEPS = {"restarts": True, "chunk": 32, "wide": 64, "warps": 2}
+HEAD = {"restarts": True, "block": 16, "wide": 64, "warps": 8}
 TILE = {"restarts": True, "span": 64, "block": 32, "warps": 4}
 KERNELS: dict[str, list[dict[str, Any]]] = {
     "scan_triton:_scan": [
@@ -43,6 +44,10 @@ KERNELS: dict[str, list[dict[str, Any]]] = {
     "delta_triton:_backward": [{"block": 16, **STEPS}],
     "orthogonal_triton:_forward": [{"keeps": True, "project": True, "tall": 16, **STEPS}],
     "orthogonal_triton:_backward": [{"project": True, "tall": 16, **STEPS}, {"project": False, "tall": 16, **STEPS}],
+    "rnn_triton:_gru": [HEAD],
+    "rnn_triton:_gru_back": [HEAD],
+    "rnn_triton:_lstm": [{"masked": True, **HEAD}, {"masked": False, **HEAD}],
+    "rnn_triton:_lstm_back": [{"masked": True, **HEAD}, {"masked": False, **HEAD}],
 }
 """Constants and warps to compile for: every branch of a kernel once, sizes as its launcher chooses them."""
 
@@ -51,7 +56,7 @@ def build(name: str, constants: dict[str, Any]) -> None:
     module, function = name.split(":")
     kernel = getattr(importlib.import_module(f"transduce.ops.{module}"), function)
     chosen = {key: value for key, value in constants.items() if key != "warps"}
-    kinds = {"resets": "*u8", **dict.fromkeys(NUMBERS, "i32"), **dict.fromkeys(chosen, "constexpr")}
+    kinds = {"resets": "*u8", "held": "*u8", **dict.fromkeys(NUMBERS, "i32"), **dict.fromkeys(chosen, "constexpr")}
     source = ASTSource(
         fn=kernel, signature={x: kinds.get(x, "*fp32") for x in kernel.arg_names}, constexprs=chosen
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -236,7 +235,7 @@ def lstm_back(
 ) -> tuple[Tensor, Tensor]:
     """All steps backward, see :func:`_lstm_back`; grads: dh, dc, into_c. The gradients by the first states."""
     grid, sizes, constants = _plan(grads[0], heads)
-    first_h, first_c = (torch.zeros_like(grads[0][0]) if len(grads[0]) else None for _ in range(2))
+    first_h, first_c = (gates.new_zeros(grads[0].shape[1:]) for _ in range(2))
     if grads[0].numel():
         marks = [triton_parts.cuts(x, gates) for x in flags]
         constants |= {"restarts": flags[0] is not None, "masked": flags[1] is not None}
