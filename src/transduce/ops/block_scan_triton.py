@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .triton_parts import cuts
+
 
 @triton.jit
 def _walk(  # noqa: ANN001, ANN202 (triton's own signature)
@@ -56,7 +58,7 @@ def _run(
     if out.numel():
         room = triton.next_power_of_2(size)
         group = min(triton.next_power_of_2(heads), max(1, 1024 // room**2))
-        marks = [h0 if f is None else f.view(torch.uint8) for f in flags]
+        marks = [cuts(f, h0) for f in flags]
         _walk[(batch, triton.cdiv(heads, group))](
             a, h0 if v is None else v, h0, out, *marks, steps, heads, *((1, size) if back else (size, 1)),
             back=back, added=v is not None, masked=flags[0] is not None, restarts=flags[1] is not None,

@@ -12,7 +12,7 @@ from ..core.seq import zero_masked
 from .dispatch import Case, on_tensors, op, several_steps
 from .matrix_state import check_flags, check_inputs, chunks, initial, work_dtype
 from .retention import _decays, _gates, over_chunks
-from .tracing import why_not_kernel
+from .tracing import why_no_triton, why_not_kernel
 
 
 def _check(
@@ -57,9 +57,10 @@ def delta_rule(
         y (B,T,H,V) in the dtype of ``v`` and the state behind the last step (B,H,K,V), which is float32, or
         float64 where an input is float64.
 
-    Backends, in order: ``numba`` (CPU: the kernel of :mod:`transduce.ops.delta_general`; can be differentiated
-    once only), ``chunked`` (any device: in chunks of 64 steps all corrections are one triangular solve and the
-    rest products of matrices), ``reference`` (used below 4 steps, where it is cheaper).
+    Backends, in order: ``numba`` and ``triton`` (CPU and CUDA devices: the kernels of
+    :mod:`transduce.ops.delta_general`; can be differentiated once only), ``chunked`` (any device: in chunks of 64
+    steps all corrections are one triangular solve and the rest products of matrices), ``reference`` (used below 4
+    steps, where it is cheaper).
     ``delta_rule.matrix`` gives the implied token-to-token matrix.
 
     Raises ValueError for shapes that do not fit. Source: I. Schlag et al., Linear Transformers Are Secretly
@@ -97,6 +98,31 @@ def _prepare(
     return v.dtype, work, [zero_masked(x, flags[0]).to(work) for x in (q, k, v, beta)], decay, state
 
 
+def _generalised(
+    backend: str,
+    args: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None],
+    mask: Tensor | None,
+    resets: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """A kernel of the generalised delta rule, with e = k, r = a b k and the key b k."""
+    from .delta_general import generalised_delta_rule  # it stands on this module
+
+    dtype, _, (q, k, v, beta), decay, state = _prepare(*args, (mask, resets))
+    decay = zero_masked(decay, mask).to(q.dtype) if decay.dim() == 3 else decay.expand_as(beta)
+    written = beta[..., None] * k
+    removal = torch.stack((k, torch.exp(decay)[..., None] * written), 3)
+    y, state = generalised_delta_rule.run(
+        backend, q, written, v, decay[..., None].expand_as(q), removal, state, mask=mask, resets=resets
+    )
+    return y.to(dtype), state
+
+
+def _why_not_gpu(*tensors: Tensor) -> str | None:
+    from .delta_general import why_not_gpu  # it stands on this module
+
+    return why_not_gpu(*tensors)
+
+
 @delta_rule.backend("numba", when=on_tensors(why_not_kernel))
 def _delta_numba(
     q: Tensor,
@@ -109,16 +135,22 @@ def _delta_numba(
     mask: Tensor | None = None,
     resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    from .delta_general import generalised_delta_rule  # it stands on this module
+    return _generalised("numba", (q, k, v, beta, log_decay, s0), mask, resets)
 
-    dtype, _, (q, k, v, beta), decay, state = _prepare(q, k, v, beta, log_decay, s0, (mask, resets))
-    decay = zero_masked(decay, mask).to(q.dtype) if decay.dim() == 3 else decay.expand_as(beta)
-    written = beta[..., None] * k
-    removal = torch.stack((k, torch.exp(decay)[..., None] * written), 3)
-    y, state = generalised_delta_rule.run(
-        "numba", q, written, v, decay[..., None].expand_as(q), removal, state, mask=mask, resets=resets
-    )
-    return y.to(dtype), state
+
+@delta_rule.backend("triton", when=on_tensors(_why_not_gpu), here=why_no_triton)
+def _delta_triton(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None = None,
+    s0: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    return _generalised("triton", (q, k, v, beta, log_decay, s0), mask, resets)
 
 
 @delta_rule.backend("chunked", when=several_steps(4, 4))

@@ -15,7 +15,10 @@ from torch.autograd.function import once_differentiable
 from ..core.seq import zero_masked
 from .dispatch import Case, on_tensors, op
 from .matrix_state import check_flags, check_inputs, cuts, initial, work_dtype
-from .tracing import why_not_kernel
+from .tracing import why_no_triton, why_not_kernel, why_not_triton
+
+_WIDEST = 256
+"""Channels of the keys that a kernel on a GPU takes."""
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, removal: Tensor, s0: Tensor | None) -> None:
@@ -62,8 +65,9 @@ def generalised_delta_rule(
         where an input is float64.
 
     Backends, in order: ``numba`` (CPU: the memory of a head in the first-level cache; backward from memories stored
-    every 16th step), ``reference``. The first can be differentiated once only. ``.matrix`` gives the implied
-    token-to-token matrix.
+    every 16th step), ``triton`` (CUDA devices, keys of at most 256 channels: the memory in registers; backward from
+    memories stored every 32nd step), ``reference``. The first two can be differentiated once only. ``.matrix`` gives
+    the implied token-to-token matrix.
 
     Raises ValueError for shapes that do not fit. Source: B. Peng et al., RWKV-7 "Goose", arXiv 2503.14456, section 3.
     """
@@ -110,20 +114,35 @@ def _compiled() -> ModuleType:
     return delta_numba
 
 
+@functools.cache
+def _gpu() -> ModuleType:
+    from . import delta_triton  # imports triton
+
+    return delta_triton
+
+
+def why_not_gpu(*tensors: Tensor) -> str | None:
+    """None when the Triton kernels can serve these tensors, q the first of them, else the reason."""
+    reason, width = why_not_triton(*tensors), tensors[0].shape[-1]
+    if reason is None and width > _WIDEST:
+        return f"keys of {width} channels are too wide for the registers of a program, which takes {_WIDEST}"
+    return reason
+
+
 class _Rule(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, w, removal, s0, resets):  # noqa: ANN001, ANN205 (torch's own signature)
-        inputs = (q, k, v, w, removal)
-        y, s, marks = _compiled().forward(inputs, s0, resets, any(ctx.needs_input_grad))
+    def forward(ctx, kernels, s0, resets, *inputs):  # noqa: ANN001, ANN205 (torch's own signature)
+        y, s, marks = kernels.forward(inputs, s0, resets, any(ctx.needs_input_grad))
         ctx.save_for_backward(*inputs, marks, resets)
+        ctx.kernels = kernels
         return y, s
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_y, grad_s):  # noqa: ANN001, ANN205
         *inputs, marks, resets = ctx.saved_tensors
-        found = _compiled().backward(grad_y.contiguous(), grad_s.contiguous(), inputs, marks, resets)
-        return *found, None
+        *found, ds0 = ctx.kernels.backward(grad_y.contiguous(), grad_s.contiguous(), inputs, marks, resets)
+        return None, ds0, None, *found
 
 
 @generalised_delta_rule.backend("numba", when=on_tensors(why_not_kernel))
@@ -147,8 +166,27 @@ def _numba_backend(
         (F.pad(x, (0, spare)) if spare and padded else x).contiguous()
         for x, padded in zip((*inputs, rows), (True, True, False, True, True, True))
     )
-    y, rows = _Rule.apply(q, k, v, w, removal, rows, None if resets is None else resets.contiguous())
+    restarts = None if resets is None else resets.contiguous()
+    y, rows = _Rule.apply(_compiled(), rows, restarts, q, k, v, w, removal)
     return y.to(dtype), rows[..., :width].mT.contiguous()
+
+
+@generalised_delta_rule.backend("triton", when=on_tensors(why_not_gpu), here=why_no_triton)
+def _triton_backend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    removal: Tensor,
+    s0: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    dtype, inputs, state, resets = _prepare((q, k, v, log_decay, removal), s0, mask, resets)
+    restarts = None if resets is None else resets.contiguous()
+    y, state = _Rule.apply(_gpu(), state.contiguous(), restarts, *(x.contiguous() for x in inputs))
+    return y.to(dtype), state
 
 
 def generalised_delta_matrix(

@@ -18,10 +18,13 @@ from .matrix_state import (
     compiled,
     cuts,
     initial,
+    on_gpu,
     spans,
     why_not_compiled,
+    why_not_gpu,
     work_dtype,
 )
+from .tracing import why_no_triton
 
 _CHUNK, _SUB = 64, 16
 """Steps between two states, and steps within which all pairs are weighed by exact differences of logarithms."""
@@ -66,9 +69,11 @@ def gated_linear_attention(
         float64 where an input is float64.
 
     Backends, in order: ``numba`` (CPU: every step taken in registers, analytic backward that keeps one state a chunk;
-    differentiable once), ``chunked`` (any device: matrix products inside chunks of 64 steps; decays only ever enter as
-    exponentials of numbers at most zero, so that no strength of decay overflows), ``reference`` (used for a single
-    step, where it is cheaper). ``gated_linear_attention.matrix`` gives the implied token-to-token matrix.
+    differentiable once), ``triton`` (CUDA devices, keys of at most 256 channels: chunks of 32 steps in kernels, backward
+    from one state a chunk; differentiable once), ``chunked`` (any device: matrix products inside chunks of 64 steps;
+    decays only ever enter as exponentials of numbers at most zero, so that no strength of decay overflows),
+    ``reference`` (used for a single step, where it is cheaper). ``gated_linear_attention.matrix`` gives the implied
+    token-to-token matrix.
 
     Raises ValueError for shapes that do not fit. Source: S. Yang et al., Gated Linear Attention Transformers with
     Hardware-Efficient Training, arXiv 2312.06635, section 4 (recurrence; chunks and chunks within chunks).
@@ -107,6 +112,25 @@ def _numba(
     if cut is not None:
         keep = torch.where(cut[..., None, None], 0, keep)
     y, state = compiled(q, k, v, keep, initial(q, v, s0, work))
+    return y.to(dtype), state
+
+
+@gated_linear_attention.backend("triton", when=on_tensors(why_not_gpu), here=why_no_triton)
+def _triton(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    s0: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    _check(q, k, v, log_decay, s0)
+    check_flags("gated_linear_attention", q, mask, resets)
+    dtype, work = v.dtype, work_dtype(q, k, v, log_decay)
+    q, k, v, g = (zero_masked(x, mask).to(work) for x in (q, k, v, log_decay))
+    y, state = on_gpu(q, k, v, g, initial(q, v, s0, work), cuts(resets, mask))
     return y.to(dtype), state
 
 

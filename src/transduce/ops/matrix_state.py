@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .tracing import why_not_kernel
+from .tracing import why_not_kernel, why_not_triton
 
 
 def check_inputs(name: str, q: Tensor, k: Tensor, v: Tensor, s0: Tensor | None) -> None:
@@ -149,3 +149,49 @@ def compiled(q: Tensor, k: Tensor, v: Tensor, a: Tensor, s0: Tensor) -> tuple[Te
     if more or more_values:
         y, state = y[..., :values], state[..., :width, :values]
     return y, state
+
+
+# ---------------------------------------------------------------- the same on GPUs
+
+_WIDEST = 256
+"""Channels of the keys, beyond which a tile of them does not fit into the shared memory of a processor."""
+
+
+@functools.cache
+def _gpu() -> ModuleType:
+    from . import matrix_state_triton  # imports triton
+
+    return matrix_state_triton
+
+
+def why_not_gpu(q: Tensor, *others: Tensor) -> str | None:
+    """None when the Triton kernels can serve these tensors, else the reason."""
+    reason = why_not_triton(q, *others)
+    if reason is None and not q.numel():
+        return "there is nothing to compute"
+    if reason is None and q.shape[-1] > _WIDEST:
+        return f"keys of {q.shape[-1]} channels are too wide for the kernel, which takes {_WIDEST}"
+    return reason
+
+
+class _Chunks(torch.autograd.Function):
+    """The recurrence in chunks: q, k, v, the decays and one state a chunk are kept."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, g, s0):  # noqa: ANN001, ANN205 (torch's own signature)
+        a = g.exp()
+        y, marks = _gpu().forward(q, k, v, a, s0)
+        ctx.save_for_backward(q, k, v, a, marks)
+        return y, marks[:, :, -1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, last):  # noqa: ANN001, ANN205
+        return _gpu().backward(ctx.saved_tensors, grad.contiguous(), last.contiguous())
+
+
+def on_gpu(q: Tensor, k: Tensor, v: Tensor, g: Tensor, s0: Tensor, resets: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What :func:`compiled` gives, for g = log(a), (B,T,H,K) or (B,T,H,1), and ``resets`` (B,T) or None, where a is 0."""
+    if resets is not None:
+        g = torch.where(resets[..., None, None], -torch.inf, g)
+    return _Chunks.apply(*(x.contiguous() for x in (q, k, v, g, s0)))

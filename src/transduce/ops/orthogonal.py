@@ -15,10 +15,12 @@ from torch.autograd.function import once_differentiable
 from ..core.seq import zero_masked
 from .dispatch import Case, on_tensors, op
 from .matrix_state import check_flags, cuts, work_dtype
-from .tracing import why_not_kernel
+from .tracing import why_no_triton, why_not_kernel, why_not_triton
 
 FLOOR = 1e-6
 """A norm below this counts as this, so that a slot that faded away is found again by the next write."""
+_MOST = 1 << 12
+"""Numbers in the slots of a head, rounded up to powers of two, that the registers of a program on a GPU hold."""
 
 
 def check_slots(name: str, keys: Tensor, v: Tensor, gates: Tensor, fresh: Tensor, s0: Tensor | None) -> None:
@@ -76,8 +78,9 @@ def orthogonal_update(
         float64 where an input is float64.
 
     Backends, in order: ``numba`` (CPU: slots in the first-level cache; backward from slots stored every 16th
-    step), ``reference``. The first can be differentiated once only. The update is not linear in the slots, so no
-    parallel form exists; :func:`transduce.ops.orthogonal_frozen.frozen_update` is the parallel approximation.
+    step), ``triton`` (CUDA devices: slots in registers; backward from slots stored every 32nd step), ``reference``. The
+    first two can be differentiated once only. The update is not linear in the slots, so no parallel form exists;
+    :func:`transduce.ops.orthogonal_frozen.frozen_update` is the parallel approximation.
 
     Raises ValueError for shapes that do not fit. Source: M. Karami and V. Mirrokni, Lattice, arXiv 2504.05646,
     sections 3 and 4, from the abstract and public summaries: constants may differ.
@@ -134,13 +137,27 @@ def _compiled() -> ModuleType:
     return orthogonal_numba
 
 
+@functools.cache
+def _gpu() -> ModuleType:
+    from . import orthogonal_triton  # imports triton
+
+    return orthogonal_triton
+
+
+def _why_not_gpu(keys: Tensor, v: Tensor, *others: Tensor) -> str | None:
+    reason, slots, width = why_not_triton(keys, v, *others), keys.shape[-1], v.shape[-1]
+    if reason is None and (1 << max(slots - 1, 0).bit_length()) * (1 << max(width - 1, 0).bit_length()) > _MOST:
+        return f"{slots} slots of {width} channels are more than the registers of a program hold"
+    return reason
+
+
 class _Update(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, keys, v, gates, fresh, s0, resets, project):  # noqa: ANN001, ANN205 (torch's own signature)
+    def forward(ctx, kernels, resets, project, *inputs):  # noqa: ANN001, ANN205 (torch's own signature)
         keeps = any(ctx.needs_input_grad)
-        y, s, marks = _compiled().forward((keys, v, gates, fresh, s0), resets, project, keeps)
-        ctx.save_for_backward(keys, v, gates, fresh, marks, resets)
-        ctx.project = project
+        y, s, marks = kernels.forward(inputs, resets, project, keeps)
+        ctx.save_for_backward(*inputs[:4], marks, resets)
+        ctx.kernels, ctx.project = kernels, project
         return y, s
 
     @staticmethod
@@ -148,8 +165,7 @@ class _Update(torch.autograd.Function):
     def backward(ctx, grad_y, grad_s):  # noqa: ANN001, ANN205
         *saved, resets = ctx.saved_tensors
         grads = (grad_y.contiguous(), grad_s.contiguous())
-        dkeys, dv, dgates, dfresh, ds0 = _compiled().backward(grads, saved, resets, ctx.project)
-        return dkeys, dv, dgates, dfresh, ds0, None, None
+        return None, None, None, *ctx.kernels.backward(grads, saved, resets, ctx.project)
 
 
 @orthogonal_update.backend("numba", when=on_tensors(why_not_kernel))
@@ -172,8 +188,27 @@ def _numba_backend(
         (F.pad(x, (0, spare)) if spare and padded else x).contiguous()
         for x, padded in zip((*inputs, fresh, s), (False, True, False, True, True))
     )
-    y, s = _Update.apply(keys, v, gates, fresh, s, None if resets is None else resets.contiguous(), project)
+    restarts = None if resets is None else resets.contiguous()
+    y, s = _Update.apply(_compiled(), restarts, project, keys, v, gates, fresh, s)
     return y[..., :width].to(dtype), s[..., :width].contiguous()
+
+
+@orthogonal_update.backend("triton", when=on_tensors(_why_not_gpu), here=why_no_triton)
+def _triton_backend(
+    keys: Tensor,
+    v: Tensor,
+    gates: Tensor,
+    fresh: Tensor,
+    s0: Tensor | None = None,
+    *,
+    project: bool = True,
+    mask: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    dtype, inputs, fresh, s, resets = _prepare(keys, v, gates, fresh, s0, mask, resets)
+    restarts = None if resets is None else resets.contiguous()
+    y, s = _Update.apply(_gpu(), restarts, project, *(x.contiguous() for x in (*inputs, fresh, s)))
+    return y.to(dtype), s
 
 
 # ---------------------------------------------------------------- cases

@@ -19,10 +19,13 @@ from .matrix_state import (
     compiled,
     cuts,
     initial,
+    on_gpu,
     spans,
     why_not_compiled,
+    why_not_gpu,
     work_dtype,
 )
+from .tracing import why_no_triton
 
 _CHUNK = 64
 """Steps that are handled by products of matrices at a time: 32 to 128 were measured on two cores, 64 was
@@ -81,9 +84,10 @@ def retention(
         float64 where an input is float64.
 
     Backends, in order: ``numba`` (CPU: every step taken in registers, analytic backward that keeps one state a chunk;
-    differentiable once), ``chunked`` (any device: matrix products inside chunks of 64 steps, one state a chunk;
-    it only ever takes exponentials of sums of g, never divides by a decay), ``reference`` (used for a single
-    step, where it is cheaper). ``retention.matrix`` gives the implied token-to-token matrix.
+    differentiable once), ``triton`` (CUDA devices, keys of at most 256 channels: chunks of 32 steps in kernels, backward
+    from one state a chunk; differentiable once), ``chunked`` (any device: matrix products inside chunks of 64 steps,
+    one state a chunk; it only ever takes exponentials of sums of g, never divides by a decay), ``reference`` (used for
+    a single step, where it is cheaper). ``retention.matrix`` gives the implied token-to-token matrix.
 
     Raises ValueError for shapes that do not fit. Source: Y. Sun et al., Retentive Network, arXiv 2307.08621,
     section 2.2 (recurrent and chunkwise forms); decays that depend on the input: T. Dao and A. Gu, ICML 2024,
@@ -104,6 +108,14 @@ def retention(
     return (torch.stack(outputs, 1) if outputs else torch.zeros_like(v)).to(dtype), state
 
 
+def _every_step(
+    inputs: tuple[Tensor, Tensor, Tensor], log_decay: Tensor, mask: Tensor | None, work: torch.dtype
+) -> list[Tensor]:
+    """q, k, v and a log decay for every step (B,T,H), clean of masked steps."""
+    g = log_decay.expand(inputs[0].shape[:3]) if log_decay.dim() == 1 else log_decay
+    return [zero_masked(x.to(work), mask) for x in (*inputs, g)]
+
+
 @retention.backend("numba", when=on_tensors(why_not_compiled))
 def _retention_numba(
     q: Tensor,
@@ -118,13 +130,30 @@ def _retention_numba(
     _check(q, k, v, log_decay, s0)
     check_flags("retention", q, mask, resets)
     dtype, work = v.dtype, work_dtype(q, k, v, log_decay)
-    g = log_decay.to(work)
-    g = zero_masked(g.expand(*q.shape[:3]) if g.dim() == 1 else g, mask)
-    q, k, v = (zero_masked(x, mask).to(work) for x in (q, k, v))
+    q, k, v, g = _every_step((q, k, v), log_decay, mask, work)
     cut, keep = cuts(resets, mask), torch.exp(g)
     if cut is not None:
         keep = torch.where(cut[..., None], 0, keep)
     y, state = compiled(q, k, v, keep[..., None], initial(q, v, s0, work))
+    return y.to(dtype), state
+
+
+@retention.backend("triton", when=on_tensors(why_not_gpu), here=why_no_triton)
+def _retention_triton(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    s0: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    _check(q, k, v, log_decay, s0)
+    check_flags("retention", q, mask, resets)
+    dtype, work = v.dtype, work_dtype(q, k, v, log_decay)
+    q, k, v, g = _every_step((q, k, v), log_decay, mask, work)
+    y, state = on_gpu(q, k, v, g[..., None], initial(q, v, s0, work), cuts(resets, mask))
     return y.to(dtype), state
 
 

@@ -11,9 +11,10 @@ The products with the inputs do not depend on the state, so callers compute them
 * The result has the promoted dtype of ``pre``, the weights and the initial state. Half precision is computed
   in float32. Under ``torch.autocast`` the products of the loop run in autocast's dtype, of the compiled kernels only
   the one of the weights' gradient: with few rows a step in float32 is as fast.
-* Backends, in order: ``numba`` (float32 on the CPU: all steps in one launch, with packed weights), ``loop`` (any
-  device; torch operations), ``reference``. Both fast ones have an analytic backward, one small product a step, then a
-  single large one for the weights, and can be differentiated once.
+* Backends, in order: ``numba`` (float32 on the CPU: all steps in one launch, with packed weights), ``triton`` (gru and
+  lstm on CUDA devices, heads of at most 32 or, where there is the shared memory, 64 channels: all steps in one launch),
+  ``loop`` (any device; torch operations), ``reference``. The fast ones have an analytic backward, one small product a
+  step, then a single large one for the weights, and can be differentiated once.
 
 ``python -m benchmarks.rnn`` measures layers, input products included, against torch's.
 """
@@ -26,9 +27,10 @@ import torch
 from torch import Tensor
 
 from ..core.seq import zero_masked
-from . import rnn_loop
+from . import rnn_gates, rnn_loop
 from .dispatch import Case, on_tensors, op
-from .tracing import why_not_kernel, why_traced
+from .rnn_cases import recurrent_cases
+from .tracing import why_no_triton, why_not_kernel, why_traced
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -223,7 +225,7 @@ def gru_gates(pre: Tensor, recurrent: Tensor, h: Tensor) -> Tensor:
         )
     dtype, work = _dtypes(pre, recurrent, h)
     if why_traced(pre, recurrent, h) is None:
-        return rnn_loop.GRUGates.apply(pre.to(work), recurrent.to(work), h.to(work)).to(dtype)
+        return rnn_gates.GRUGates.apply(pre.to(work), recurrent.to(work), h.to(work)).to(dtype)
     pre, recurrent, h = pre.to(work), recurrent.to(work), h.to(work)
     r, z = torch.sigmoid(pre[:, : 2 * width] + recurrent[:, : 2 * width]).chunk(2, -1)
     n = torch.tanh(pre[:, 2 * width :] + r * recurrent[:, 2 * width :])
@@ -303,6 +305,23 @@ def _elman_loop(
     return rnn_loop.Elman.apply(pre, weight, h0, mask, _effective(mask, resets), work).to(dtype)
 
 
+@gru.backend("triton", when=on_tensors(rnn_gates.why_not_gpu), here=why_no_triton)
+def _gru_triton(
+    pre: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    h0: Tensor,
+    *,
+    mask: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> Tensor:
+    from . import rnn_triton
+
+    _check_gru(pre, weight, bias, h0, mask, resets)
+    dtype, work = _dtypes(pre, weight, bias, h0)
+    return rnn_loop.GRU.apply(rnn_triton, pre, weight, bias, h0, (mask, _effective(mask, resets)), work).to(dtype)
+
+
 @gru.backend("loop", when=on_tensors(why_traced))
 def _gru_loop(
     pre: Tensor,
@@ -315,7 +334,26 @@ def _gru_loop(
 ) -> Tensor:
     _check_gru(pre, weight, bias, h0, mask, resets)
     dtype, work = _dtypes(pre, weight, bias, h0)
-    return rnn_loop.GRU.apply(pre, weight, bias, h0, mask, _effective(mask, resets), work).to(dtype)
+    return rnn_loop.GRU.apply(None, pre, weight, bias, h0, (mask, _effective(mask, resets)), work).to(dtype)
+
+
+@lstm.backend("triton", when=on_tensors(rnn_gates.why_not_gpu), here=why_no_triton)
+def _lstm_triton(
+    pre: Tensor,
+    weight: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    *,
+    mask: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    from . import rnn_triton
+
+    _check("lstm", 4, pre, weight, (h0, c0))
+    _check_steps("lstm", pre, mask, resets)
+    dtype, work = _dtypes(pre, weight, h0, c0)
+    h, c = rnn_loop.LSTM.apply(rnn_triton, pre, weight, h0, c0, (mask, _effective(mask, resets)), work)
+    return h.to(dtype), c.to(dtype)
 
 
 @lstm.backend("loop", when=on_tensors(why_traced))
@@ -331,53 +369,23 @@ def _lstm_loop(
     _check("lstm", 4, pre, weight, (h0, c0))
     _check_steps("lstm", pre, mask, resets)
     dtype, work = _dtypes(pre, weight, h0, c0)
-    h, c = rnn_loop.LSTM.apply(pre, weight, h0, c0, mask, _effective(mask, resets), work)
+    h, c = rnn_loop.LSTM.apply(None, pre, weight, h0, c0, (mask, _effective(mask, resets)), work)
     return h.to(dtype), c.to(dtype)
 
 
 # ---------------------------------------------------------------- cases
 
 
-def _cases(gates: int, extras: tuple[str, ...]) -> Iterator[Case]:
-    """Cases of the op with that many gates. ``extras``: what follows the weight, "bias" (D) or "state"
-    (B,D)."""
-    g = torch.Generator().manual_seed(gates)
-
-    def case(
-        name: str, batch: int, steps: int, width: int, *, flags: str = "", tiny=False, scale=1.0, heads=1
-    ) -> Case:
-        pre = torch.randn(batch, steps, gates * width, dtype=torch.float64, generator=g) * scale
-        weight = torch.randn(gates * width, width // heads, dtype=torch.float64, generator=g) / width**0.5
-        rest = [
-            torch.randn(*((width,) if e == "bias" else (batch, width)), dtype=torch.float64, generator=g)
-            for e in extras
-        ]
-        kwargs = {f: torch.rand(batch, steps, generator=g) < 0.6 for f in flags.split()}
-        return Case(name, (pre, weight, *rest), kwargs, grad=tuple(range(2 + len(rest))), tiny=tiny)
-
-    yield case("tiny", 2, 3, 2, tiny=True)
-    yield case("tiny, mask and resets", 2, 4, 2, flags="mask resets", tiny=True)
-    yield case("tiny, heads", 2, 3, 4, tiny=True, heads=2)
-    yield case("heads", 5, 11, 15, flags="mask resets", heads=3)
-    yield case("one row, heads of 8", 1, 20, 24, heads=3)
-    yield case("one step", 5, 1, 7)
-    yield case("one row", 1, 19, 11)
-    yield case("odd", 7, 23, 13)
-    yield case("mask", 6, 17, 9, flags="mask")
-    yield case("resets", 6, 17, 9, flags="resets")
-    yield case("saturated gates", 3, 9, 5, flags="mask", scale=100.0)
-
-
 @elman.cases
 def elman_cases() -> Iterator[Case]:
-    return _cases(1, ("state",))
+    return recurrent_cases(1, ("state",))
 
 
 @gru.cases
 def gru_cases() -> Iterator[Case]:
-    return _cases(3, ("bias", "state"))
+    return recurrent_cases(3, ("bias", "state"))
 
 
 @lstm.cases
 def lstm_cases() -> Iterator[Case]:
-    return _cases(4, ("state", "state"))
+    return recurrent_cases(4, ("state", "state"))

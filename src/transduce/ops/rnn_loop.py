@@ -204,40 +204,63 @@ class Elman(torch.autograd.Function):
         )
 
 
+def _gru_steps(states, gates, inner, weight, restarts, low, heads) -> None:  # noqa: ANN001
+    """All steps: pre-activations to gates, biases to U_n h + bias, states[0] to the others."""
+    work, width = inner.dtype, inner.shape[-1]
+    product_rz, product_n = (Product(w, work, low, heads) for w in weight.tensor_split((2 * heads * width,)))
+    steps, inners = states.unbind(0), inner.unbind(0)
+    rzs, ns = gates[..., : 2 * width].unbind(0), gates[..., 2 * width :].unbind(0)
+    rs, zs = gates[..., :width].unbind(0), gates[..., width : 2 * width].unbind(0)
+    for t in range(len(inners)):
+        before = steps[t] if restarts is None else torch.where(restarts[t], 0, steps[t])
+        product_rz.add_forward(rzs[t], before)
+        product_n.add_forward(inners[t], before)
+        rzs[t].sigmoid_()
+        ns[t].addcmul_(rs[t], inners[t]).tanh_()
+        torch.lerp(ns[t], before, zs[t], out=steps[t + 1])
+
+
+def _gru_steps_back(dh, factor, z, product, restarts) -> Tensor:  # noqa: ANN001
+    """All steps back: ``dh`` and ``factor`` made full, and the gradient by the first state."""
+    carry = dh.new_zeros(dh.shape[1:])
+    dh_steps, z_steps, d_steps = dh.unbind(0), z.unbind(0), factor.unbind(0)
+    by_gate = factor.unflatten(2, (3, -1)).unbind(0)
+    for t in reversed(range(len(d_steps))):
+        total = dh_steps[t].add_(carry)
+        by_gate[t].mul_(total[:, None])
+        carry = total * z_steps[t]
+        product.add_backward(carry, d_steps[t])
+        if restarts is not None:
+            carry.masked_fill_(restarts[t], 0)
+    return carry
+
+
 class GRU(torch.autograd.Function):
     """See :func:`transduce.ops.rnn.gru`. A masked step has z = 1, which keeps the state exactly."""
 
     @staticmethod
-    def forward(ctx, pre, weight, bias, h0, mask, resets, work):  # noqa: ANN001, ANN205
-        low, width, whole = low_dtype(pre), weight.shape[1], h0.shape[1]
-        heads = whole // width
-        product_rz = Product(weight[: 2 * whole], work, low, heads)
-        product_n = Product(weight[2 * whole :], work, low, heads)
+    def forward(ctx, engine, pre, weight, bias, h0, flags, work):  # noqa: ANN001, ANN205
+        low, width, (mask, resets) = low_dtype(pre), weight.shape[1], flags
+        heads = h0.shape[1] // width
         gates = held_pre(pre, mask, work, (0.0, INF, 0.0), heads)
         inner = torch.empty(*gates.shape[:2], width, dtype=work, device=pre.device)
         inner.copy_(of_head(bias, gates.shape[1], heads))
         states = torch.empty(len(gates) + 1, *inner.shape[1:], dtype=work, device=pre.device)
         states[0] = fold(h0, work, width, heads)
         restarts = columns(resets, heads)
-        steps, inners = states.unbind(0), inner.unbind(0)
-        rzs, ns = gates[..., : 2 * width].unbind(0), gates[..., 2 * width :].unbind(0)
-        rs, zs = gates[..., :width].unbind(0), gates[..., width : 2 * width].unbind(0)
-        for t in range(len(inners)):
-            before = steps[t] if restarts is None else torch.where(restarts[t], 0, steps[t])
-            product_rz.add_forward(rzs[t], before)
-            product_n.add_forward(inners[t], before)
-            rzs[t].sigmoid_()
-            ns[t].addcmul_(rs[t], inners[t]).tanh_()
-            torch.lerp(ns[t], before, zs[t], out=steps[t + 1])
+        if engine is None:
+            _gru_steps(states, gates, inner, weight, restarts, low, heads)
+        else:
+            engine.gru(states, gates, inner, weight.to(work).contiguous(), restarts, heads)
         ctx.save_for_backward(states, gates, inner, weight, restarts)
-        ctx.dtypes, ctx.low, ctx.heads = (pre.dtype, bias.dtype, h0.dtype), low, heads
+        ctx.dtypes, ctx.low, ctx.heads, ctx.engine = (pre.dtype, bias.dtype, h0.dtype), low, heads, engine
         return unfold(states[1:], width, heads)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # noqa: ANN001, ANN205
         states, gates, inner, weight, restarts = ctx.saved_tensors
-        need_pre, need_weight, need_bias, need_h0 = ctx.needs_input_grad[:4]
+        need_pre, need_weight, need_bias, need_h0 = ctx.needs_input_grad[1:5]
         width, heads = inner.shape[-1], ctx.heads
         product = Product(weight, inner.dtype, ctx.low, heads)
         read = zero_before(states[:-1], restarts)
@@ -249,29 +272,71 @@ class GRU(torch.autograd.Function):
         torch.mul(factor[..., 2 * width :] * (1 - r), inner, out=factor[..., :width])
         torch.mul((read - n).mul_(z), 1 - z, out=factor[..., width : 2 * width])
         dh = fold(grad, inner.dtype, width, heads)
-        carry = torch.zeros_like(states[0])
-        dh_steps, z_steps, d_steps = dh.unbind(0), z.unbind(0), factor.unbind(0)
-        by_gate = factor.unflatten(2, (3, width)).unbind(0)
-        for t in reversed(range(len(d_steps))):
-            total = dh_steps[t].add_(carry)
-            by_gate[t].mul_(total[:, None])
-            carry = total * z_steps[t]
-            product.add_backward(carry, d_steps[t])
-            if restarts is not None:
-                carry.masked_fill_(restarts[t], 0)
+        if ctx.engine is None:
+            carry = _gru_steps_back(dh, factor, z, product, restarts)
+        else:
+            carry = ctx.engine.gru_back(dh, factor, gates, weight.to(dh.dtype).contiguous(), restarts, heads)
         dweight = product.weight_gradient(factor, read, weight) if need_weight else None
         dbias = sum_by_head(factor[..., 2 * width :], heads).to(ctx.dtypes[1]) if need_bias else None
         if need_pre:
             torch.mul(slope, dh, out=factor[..., 2 * width :])
         return (
+            None,
             unfold(factor, width, heads).to(ctx.dtypes[0]) if need_pre else None,
             dweight,
             dbias,
             unfold(carry, width, heads).to(ctx.dtypes[2]) if need_h0 else None,
             None,
             None,
-            None,
         )
+
+
+def _lstm_steps(states, gates, squashed, product, flags) -> None:  # noqa: ANN001
+    """All steps: pre-activations to gates, states[0] to the others, and tanh(c)."""
+    (hs, cs), (restarts, held), width = states, flags, squashed.shape[-1]
+    h_steps, c_steps, squashed_steps = hs.unbind(0), cs.unbind(0), squashed.unbind(0)
+    i_f_steps = gates[..., : 2 * width].unbind(0)
+    i_steps, f_steps, g_steps, o_steps = (x.unbind(0) for x in gates.split(width, -1))
+    for t, all_gates in enumerate(gates.unbind(0)):
+        h, c = h_steps[t], c_steps[t]
+        if restarts is not None:
+            h, c = torch.where(restarts[t], 0, h), torch.where(restarts[t], 0, c)
+        product.add_forward(all_gates, h)
+        i_f_steps[t].sigmoid_()
+        torch.mul(f_steps[t], c, out=c_steps[t + 1]).addcmul_(i_steps[t], g_steps[t].tanh_())
+        torch.tanh(c_steps[t + 1], out=squashed_steps[t])
+        torch.mul(o_steps[t].sigmoid_(), squashed_steps[t], out=h_steps[t + 1])
+        if held is not None:
+            torch.where(held[t], h, h_steps[t + 1], out=h_steps[t + 1])
+
+
+def _lstm_steps_back(grads, factor, f, product, flags) -> tuple[Tensor, Tensor]:  # noqa: ANN001
+    """All steps back: ``factor`` made full, and the gradients by the first states. grads: by h and c, or None, and what
+    h passes on to c."""
+    (*outer, into_c), (restarts, held) = grads, flags
+    dh_out, dc_out = (None if x is None else x.unbind(0) for x in outer)
+    dh, dc = (into_c.new_zeros(into_c.shape[1:]) for _ in range(2))
+    d_steps, f_steps, into_c_steps = factor.unbind(0), f.unbind(0), into_c.unbind(0)
+    by_gate = factor.unflatten(2, (4, -1))
+    of_c, of_h = by_gate[..., :3, :].unbind(0), by_gate[..., 3, :].unbind(0)
+    for t in reversed(range(len(d_steps))):
+        if dh_out is not None:
+            dh = dh.add_(dh_out[t])
+        if dc_out is not None:
+            dc = dc.add_(dc_out[t])
+        dc = dc.addcmul_(dh, into_c_steps[t])
+        of_c[t].mul_(dc[:, None])
+        of_h[t].mul_(dh)
+        dc = dc.mul_(f_steps[t])
+        if held is None:
+            product.backward_into(dh, d_steps[t])
+        else:
+            dh = torch.where(held[t], dh, 0)
+            product.add_backward(dh, d_steps[t])
+        if restarts is not None:
+            dh.masked_fill_(restarts[t], 0)
+            dc.masked_fill_(restarts[t], 0)
+    return dh, dc
 
 
 class LSTM(torch.autograd.Function):
@@ -279,40 +344,30 @@ class LSTM(torch.autograd.Function):
     copied."""
 
     @staticmethod
-    def forward(ctx, pre, weight, h0, c0, mask, resets, work):  # noqa: ANN001, ANN205
-        low, width = low_dtype(pre), weight.shape[1]
+    def forward(ctx, engine, pre, weight, h0, c0, flags, work):  # noqa: ANN001, ANN205
+        low, width, (mask, resets) = low_dtype(pre), weight.shape[1], flags
         heads = h0.shape[1] // width
-        product = Product(weight, work, low, heads)
         gates = held_pre(pre, mask, work, (-INF, INF, 0.0, -INF), heads)
         steps, rows = gates.shape[:2]
         hs, cs = (torch.empty(steps + 1, rows, width, dtype=work, device=pre.device) for _ in range(2))
         hs[0], cs[0] = fold(h0, work, width, heads), fold(c0, work, width, heads)
         squashed = torch.empty(steps, rows, width, dtype=work, device=pre.device)
         restarts, held = columns(resets, heads), columns(mask, heads, invert=True)
-        h_steps, c_steps, squashed_steps = hs.unbind(0), cs.unbind(0), squashed.unbind(0)
-        i_f_steps = gates[..., : 2 * width].unbind(0)
-        i_steps, f_steps, g_steps, o_steps = (x.unbind(0) for x in gates.split(width, -1))
-        for t, all_gates in enumerate(gates.unbind(0)):
-            h, c = h_steps[t], c_steps[t]
-            if restarts is not None:
-                h, c = torch.where(restarts[t], 0, h), torch.where(restarts[t], 0, c)
-            product.add_forward(all_gates, h)
-            i_f_steps[t].sigmoid_()
-            torch.mul(f_steps[t], c, out=c_steps[t + 1]).addcmul_(i_steps[t], g_steps[t].tanh_())
-            torch.tanh(c_steps[t + 1], out=squashed_steps[t])
-            torch.mul(o_steps[t].sigmoid_(), squashed_steps[t], out=h_steps[t + 1])
-            if held is not None:
-                torch.where(held[t], h, h_steps[t + 1], out=h_steps[t + 1])
+        if engine is None:
+            product = Product(weight, work, low, heads)
+            _lstm_steps((hs, cs), gates, squashed, product, (restarts, held))
+        else:
+            engine.lstm((hs, cs), gates, squashed, weight.to(work).contiguous(), (restarts, held), heads)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(hs, cs, gates, squashed, weight, restarts, held)
-        ctx.dtypes, ctx.low, ctx.heads = (pre.dtype, h0.dtype, c0.dtype), low, heads
+        ctx.dtypes, ctx.low, ctx.heads, ctx.engine = (pre.dtype, h0.dtype, c0.dtype), low, heads, engine
         return unfold(hs[1:], width, heads), unfold(cs[1:], width, heads)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_h, grad_c):  # noqa: ANN001, ANN205
         hs, cs, gates, squashed, weight, restarts, held = ctx.saved_tensors
-        need_pre, need_weight, need_h0, need_c0 = ctx.needs_input_grad[:4]
+        need_pre, need_weight, need_h0, need_c0 = ctx.needs_input_grad[1:5]
         width, work, heads = squashed.shape[-1], squashed.dtype, ctx.heads
         product = Product(weight, work, ctx.low, heads)
         read_h, read_c = zero_before(hs[:-1], restarts), zero_before(cs[:-1], restarts)
@@ -325,59 +380,19 @@ class LSTM(torch.autograd.Function):
         torch.mul((1 - f).mul_(f), read_c, out=factor[..., width : 2 * width])
         torch.mul(1 - g * g, i, out=factor[..., 2 * width : 3 * width])
         torch.mul((1 - o).mul_(o), squashed, out=factor[..., 3 * width :])
-        dh_out = None if grad_h is None else fold(grad_h, work, width, heads).unbind(0)
-        dc_out = None if grad_c is None else fold(grad_c, work, width, heads).unbind(0)
-        dh, dc = torch.zeros_like(hs[0]), torch.zeros_like(cs[0])
-        d_steps, f_steps, into_c_steps = factor.unbind(0), f.unbind(0), into_c.unbind(0)
-        by_gate = factor.unflatten(2, (4, width))
-        of_c, of_h = by_gate[..., :3, :].unbind(0), by_gate[..., 3, :].unbind(0)
-        for t in reversed(range(len(d_steps))):
-            if dh_out is not None:
-                dh = dh.add_(dh_out[t])
-            if dc_out is not None:
-                dc = dc.add_(dc_out[t])
-            dc = dc.addcmul_(dh, into_c_steps[t])
-            of_c[t].mul_(dc[:, None])
-            of_h[t].mul_(dh)
-            dc = dc.mul_(f_steps[t])
-            if held is None:
-                product.backward_into(dh, d_steps[t])
-            else:
-                dh = torch.where(held[t], dh, 0)
-                product.add_backward(dh, d_steps[t])
-            if restarts is not None:
-                dh.masked_fill_(restarts[t], 0)
-                dc.masked_fill_(restarts[t], 0)
+        grads = [None if x is None else fold(x, work, width, heads) for x in (grad_h, grad_c)]
+        if ctx.engine is None:
+            dh, dc = _lstm_steps_back((*grads, into_c), factor, f, product, (restarts, held))
+        else:
+            grads = [torch.zeros_like(into_c) if x is None else x for x in grads]
+            whole = weight.to(work).contiguous()
+            dh, dc = ctx.engine.lstm_back((*grads, into_c), factor, gates, whole, (restarts, held), heads)
         return (
+            None,
             unfold(factor, width, heads).to(ctx.dtypes[0]) if need_pre else None,
             product.weight_gradient(factor, read_h, weight) if need_weight else None,
             unfold(dh, width, heads).to(ctx.dtypes[1]) if need_h0 else None,
             unfold(dc, width, heads).to(ctx.dtypes[2]) if need_c0 else None,
             None,
             None,
-            None,
         )
-
-
-class GRUGates(torch.autograd.Function):
-    """See :func:`transduce.ops.rnn.gru_gates`."""
-
-    @staticmethod
-    def forward(ctx, pre, recurrent, h):  # noqa: ANN001, ANN205
-        width = h.shape[1]
-        inner = recurrent[:, 2 * width :]
-        r, z = (pre[:, : 2 * width] + recurrent[:, : 2 * width]).sigmoid_().split(width, 1)
-        n = torch.addcmul(pre[:, 2 * width :], r, inner).tanh_()
-        ctx.save_for_backward(r, z, n, inner, h)
-        return torch.lerp(n, h, z)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):  # noqa: ANN001, ANN205
-        r, z, n, inner, h = ctx.saved_tensors
-        dh = grad * z
-        dn = (grad - dh).mul_(1 - n * n)
-        d_inner = dn * r
-        dr = (1 - r).mul_(d_inner).mul_(inner)
-        dz = (h - n).mul_(dh).mul_(1 - z)
-        return torch.cat((dr, dz, dn), 1), torch.cat((dr, dz, d_inner), 1), dh

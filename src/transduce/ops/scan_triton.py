@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_parts import complex_step, real_step, tile
+from .triton_parts import complex_step, cuts, real_step, tile
 
 
 @triton.jit
@@ -103,7 +103,7 @@ class Walk:
             return out
         span, block = tile(steps, width)
         a = a.expand(b.shape)
-        marks = [b if f is None else f.contiguous().view(torch.uint8) for f in (self.mask, self.resets)]
+        marks = [cuts(flags, b) for flags in (self.mask, self.resets)]
         strides = [*_strides(a), *_strides(b), h0.stride(0), *h0.stride()[1:]]
         _scan[(batch * lines, triton.cdiv(width, block))](
             a, b, h0, out, *marks, steps, width, lines, *strides,

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_parts import tile
+from .triton_parts import cuts, tile
 
 
 @triton.jit
@@ -126,7 +126,7 @@ def forward(inputs: Inputs, h0: Tensor, resets: Tensor | None, keep: bool) -> tu
     grid, sizes, fixed = _plan(inputs, resets)
     y, h = torch.empty_like(inputs[0]), torch.empty_like(h0)
     marks = h0.new_empty(len(h0), triton.cdiv(sizes[0], fixed["span"]), *h0.shape[1:]) if keep else None
-    flags = h0 if resets is None else resets.view(torch.uint8)
+    flags = cuts(resets, h0)
     _forward[grid](*inputs, h0, h, y, h if marks is None else marks, flags, *sizes, keep=keep, **fixed)
     return y, h, marks
 
@@ -140,6 +140,6 @@ def backward(
     dx, ddt, da, dh0 = (torch.empty_like(t) for t in (x, x, dh, dh))
     db, dc = (x.new_empty(batch, blocks, steps, states) for _ in range(2))
     scratch = x.new_empty(batch * blocks, fixed["span"], fixed["block"], fixed["room"])
-    flags = x if resets is None else resets.view(torch.uint8)
+    flags = cuts(resets, x)
     _backward[grid](*inputs, marks, dy, dh, dx, ddt, da, db, dc, dh0, scratch, flags, *sizes, **fixed)
     return dx, ddt, da.sum(0), db.sum(1), dc.sum(1), dh0

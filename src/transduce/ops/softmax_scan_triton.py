@@ -11,12 +11,12 @@ import triton.language as tl
 from torch import Tensor
 
 from .scan_triton import Walk
-from .triton_parts import softmax_step, tile
+from .triton_parts import cuts, softmax_step, tile
 
 
 @triton.jit
 def _average(  # noqa: ANN001, ANN202 (triton's own signature)
-    scores, values, peak, mass, total, y, peaks, masses, mask, resets, steps, heads, width,
+    scores, vectors, peak, mass, total, y, peaks, masses, mask, resets, steps, heads, width,
     masked: tl.constexpr, restarts: tl.constexpr, span: tl.constexpr, block: tl.constexpr,
 ):
     """One line (row and head) and one block of its values: tiles of steps, each joined to the state before it. ``total`` is
@@ -41,7 +41,7 @@ def _average(  # noqa: ANN001, ANN202 (triton's own signature)
             s = tl.where(counts, s, float("-inf"))
         at = (step * heads + head)[:, None] * width + channel[None, :]
         here = valid[:, None] & inside[None, :]
-        v = tl.load(values + at, mask=counts[:, None] & inside[None, :], other=0.0)
+        v = tl.load(vectors + at, mask=counts[:, None] & inside[None, :], other=0.0)
         ones = tl.zeros_like(v) + 1.0
         m_in, cuts = s[:, None] * ones, tl.broadcast_to(cut[:, None], [span, block])
         u_in = tl.where(m_in == float("-inf"), 0.0, ones)
@@ -70,7 +70,7 @@ def forward(
         return y, start.clone(), peaks, masses
     batch, steps, heads, width = values.shape
     span, block = tile(steps, width)
-    marks = [scores if f is None else f.view(torch.uint8) for f in (mask, resets)]
+    marks = [cuts(f, scores) for f in (mask, resets)]
     peak, mass, total = start[..., 0].contiguous(), start[..., 1].contiguous(), start[..., 2:].clone()
     total = total.contiguous()
     _average[(batch * heads, triton.cdiv(width, block))](

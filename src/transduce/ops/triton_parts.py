@@ -7,11 +7,17 @@ it lazily.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 STEPS, CHANNELS = 64, 32
-"""Steps and channels of a tile."""
+"""Steps and channels of a tile of an elementwise recurrence."""
+CHUNK, VALUES = 32, 32
+"""Steps of a chunk (between two stored states), and most columns of a matrix state that meet a chunk at a time."""
+PRODUCTS = tl.constexpr("tf32x3")
+"""How products of float32 matrices are taken: three products of its upper and lower halves, as precise as float32."""
 
 
 @triton.jit
@@ -53,3 +59,20 @@ def softmax_step(m1, u1, w1, r1, m2, u2, w2, r2):  # noqa: ANN001, ANN201
 def tile(steps: int, width: int) -> tuple[int, int]:
     """Steps and channels of a tile for so many: powers of two, no larger than needed."""
     return min(STEPS, triton.next_power_of_2(steps)), min(CHANNELS, triton.next_power_of_2(width))
+
+
+def power(size: int, most: int | None = None) -> int:
+    """The power of two that covers ``size``, at least 16 (the least side of a product), at most ``most``."""
+    found = max(16, triton.next_power_of_2(size))
+    return found if most is None else min(found, most)
+
+
+def warps(numbers: int) -> int:
+    """Warps of a program that works on tiles of so many numbers: 16 of a tile to a thread, so that several tiles fit into
+    its registers, and as few warps as that takes, since those of a program wait for each other."""
+    return max(1, min(8, numbers // 512))
+
+
+def cuts(flags: Tensor | None, otherwise: Tensor) -> Tensor:
+    """Resets or a mask as bytes, for pointers to them; any tensor where there are none."""
+    return otherwise if flags is None else flags.contiguous().view(torch.uint8)
