@@ -22,6 +22,7 @@ OPS = [
     "orthogonal:orthogonal_update",
     "rnn:gru",
     "rnn:lstm",
+    "slstm:slstm",
 ]
 
 

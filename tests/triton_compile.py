@@ -15,6 +15,7 @@ from triton.compiler import ASTSource
 
 ARCHITECTURE, SHARED = 90, 227 << 10
 """The device, and the bytes of shared memory that a program may have there."""
+BYTES = ("resets", "held", "wins")
 NUMBERS = ("steps", "heads", "rows", "width", "values", "slots")
 CHUNKS = {"chunk": 32, "wide": 64, "block": 32, "warps": 8}
 WIDE = {"chunk": 16, "wide": 256, "block": 16, "warps": 8}
@@ -48,6 +49,8 @@ KERNELS: dict[str, list[dict[str, Any]]] = {
     "rnn_triton:_gru_back": [HEAD],
     "rnn_triton:_lstm": [{"masked": True, **HEAD}, {"masked": False, **HEAD}],
     "rnn_triton:_lstm_back": [{"masked": True, **HEAD}, {"masked": False, **HEAD}],
+    "slstm_triton:_slstm": [{"masked": True, **HEAD}],
+    "slstm_triton:_slstm_back": [{"masked": True, **HEAD}, {"masked": False, **HEAD}],
 }
 """Constants and warps to compile for: every branch of a kernel once, sizes as its launcher chooses them."""
 
@@ -56,7 +59,7 @@ def build(name: str, constants: dict[str, Any]) -> None:
     module, function = name.split(":")
     kernel = getattr(importlib.import_module(f"transduce.ops.{module}"), function)
     chosen = {key: value for key, value in constants.items() if key != "warps"}
-    kinds = {"resets": "*u8", "held": "*u8", **dict.fromkeys(NUMBERS, "i32"), **dict.fromkeys(chosen, "constexpr")}
+    kinds = dict.fromkeys(BYTES, "*u8") | dict.fromkeys(NUMBERS, "i32") | dict.fromkeys(chosen, "constexpr")
     source = ASTSource(
         fn=kernel, signature={x: kinds.get(x, "*fp32") for x in kernel.arg_names}, constexprs=chosen
     )

@@ -84,8 +84,8 @@ def retention(
         float64 where an input is float64.
 
     Backends, in order: ``numba`` (CPU: every step taken in registers, analytic backward that keeps one state a chunk;
-    differentiable once), ``triton`` (CUDA devices, keys of at most 256 channels: chunks of 32 steps in kernels, backward
-    from one state a chunk; differentiable once), ``chunked`` (any device: matrix products inside chunks of 64 steps,
+    differentiable once), ``triton`` (CUDA devices, keys of at most 256 channels: chunks of 32 steps in kernels,
+    backward from one state a chunk; differentiable once), ``chunked`` (any device: matrix products inside chunks of 64 steps,
     one state a chunk; it only ever takes exponentials of sums of g, never divides by a decay), ``reference`` (used for
     a single step, where it is cheaper). ``retention.matrix`` gives the implied token-to-token matrix.
 
