@@ -55,11 +55,15 @@ KERNELS: dict[str, list[dict[str, Any]]] = {
 """Constants and warps to compile for: every branch of a kernel once, sizes as its launcher chooses them."""
 
 
-def build(name: str, constants: dict[str, Any]) -> None:
+def build(name: str, constants: dict[str, Any], ones: bool) -> None:
+    """``ones``: every size is 1, which triton compiles in as a constant."""
     module, function = name.split(":")
     kernel = getattr(importlib.import_module(f"transduce.ops.{module}"), function)
     chosen = {key: value for key, value in constants.items() if key != "warps"}
     kinds = dict.fromkeys(BYTES, "*u8") | dict.fromkeys(NUMBERS, "i32") | dict.fromkeys(chosen, "constexpr")
+    if ones:
+        known = [x for x in NUMBERS if x in kernel.arg_names]
+        kinds, chosen = kinds | dict.fromkeys(known, "constexpr"), chosen | dict.fromkeys(known, 1)
     source = ASTSource(
         fn=kernel, signature={x: kinds.get(x, "*fp32") for x in kernel.arg_names}, constexprs=chosen
     )
@@ -71,7 +75,8 @@ def build(name: str, constants: dict[str, Any]) -> None:
 def main() -> None:
     for name in sys.argv[1:] or KERNELS:
         for constants in KERNELS[name]:
-            build(name, constants)
+            build(name, constants, False)
+        build(name, KERNELS[name][0], True)
         print(name)
 
 

@@ -19,7 +19,7 @@ from transduce.ops import triton_parts
 from transduce.ops.dispatch import Case
 from transduce.testing import check_op
 
-MOST = {"linear_scan": 800, "slstm": 1100}
+MOST = {"linear_scan": 800, "gru": 2500, "lstm": 3500, "slstm": 1200}
 """Numbers in the first argument of a case, beyond which the interpreter takes too long, by the op."""
 STEPS = 6
 """Cases of recurrences with a matrix as their state are cut to so many steps of one head of one row, unless they are

@@ -191,7 +191,7 @@ class _Chunks(torch.autograd.Function):
 
 
 def on_gpu(q: Tensor, k: Tensor, v: Tensor, g: Tensor, s0: Tensor, resets: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What :func:`compiled` gives, for g = log(a), (B,T,H,K) or (B,T,H,1), and ``resets`` (B,T) or None: a is 0 there."""
+    """What :func:`compiled` gives, for g = log(a), (B,T,H,K) or (B,T,H,1), and ``resets`` (B,T) or None, where a = 0."""
     if resets is not None:
         g = torch.where(resets[..., None, None], -torch.inf, g)
     return _Chunks.apply(*(x.contiguous() for x in (q, k, v, g, s0)))

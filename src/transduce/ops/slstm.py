@@ -52,8 +52,9 @@ def slstm(
 
     ``mask``, ``resets`` (all four states become zero) and dtypes as in :mod:`transduce.ops.rnn`. Backends, in order:
     ``numba`` (float32 on the CPU), ``triton`` (CUDA devices, for the heads that :mod:`transduce.ops.rnn` names),
-    ``loop`` (all with an analytic backward, once), ``reference``. Raises ValueError for shapes that do not fit. Source: M. Beck
-    et al., xLSTM, arXiv 2405.04517, section 2.2 and appendix A; the heads: FlashRNN, arXiv 2412.07752, section 2.
+    ``loop`` (all with an analytic backward, once), ``reference``. Raises ValueError for shapes that do not fit. Source:
+    M. Beck et al., xLSTM, arXiv 2405.04517, section 2.2 and appendix A; the heads: FlashRNN, arXiv 2412.07752, section
+    2.
     """
     _check("slstm", 4, pre, weight, (h0, c0, n0, m0))
     _check_steps("slstm", pre, mask, resets)
