@@ -27,6 +27,7 @@ OPS = [
     "orthogonal:orthogonal_update",
     "rnn:gru",
     "rnn:lstm",
+    "slstm:slstm",
 ]
 
 

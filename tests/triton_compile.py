@@ -15,6 +15,7 @@ from triton.compiler import ASTSource
 
 ARCHITECTURE, SHARED = 90, 227 << 10
 """The device, and the bytes of shared memory that a program may have there."""
+BYTES = ("resets", "held", "mask", "wins")
 NUMBERS = ("steps", "heads", "rows", "width", "values", "slots", "lines", "states", "to_row", "to_column")
 NUMBERS += tuple(f"{x}_{of}" for x in "axh" for of in ("row", "line", "step", "channel", "part"))
 CHUNKS = {"chunk": 32, "wide": 64, "block": 32, "warps": 8}
@@ -56,15 +57,21 @@ KERNELS: dict[str, list[dict[str, Any]]] = {
     "rnn_triton:_gru_back": [HEAD],
     "rnn_triton:_lstm": [{"masked": True, **HEAD}, {"masked": False, **HEAD}],
     "rnn_triton:_lstm_back": [{"masked": True, **HEAD}, {"masked": False, **HEAD}],
+    "slstm_triton:_slstm": [{"masked": True, **HEAD}],
+    "slstm_triton:_slstm_back": [{"masked": True, **HEAD}, {"masked": False, **HEAD}],
 }
 """Constants and warps to compile for: every branch of a kernel once, sizes as its launcher chooses them."""
 
 
-def build(name: str, constants: dict[str, Any]) -> None:
+def build(name: str, constants: dict[str, Any], ones: bool) -> None:
+    """``ones``: every size is 1, which triton compiles in as a constant."""
     module, function = name.split(":")
     kernel = getattr(importlib.import_module(f"transduce.ops.{module}"), function)
     chosen = {key: value for key, value in constants.items() if key != "warps"}
-    kinds = {"resets": "*u8", "held": "*u8", "mask": "*u8", **dict.fromkeys(NUMBERS, "i32"), **dict.fromkeys(chosen, "constexpr")}
+    kinds = dict.fromkeys(BYTES, "*u8") | dict.fromkeys(NUMBERS, "i32") | dict.fromkeys(chosen, "constexpr")
+    if ones:
+        known = [x for x in NUMBERS if x in kernel.arg_names]
+        kinds, chosen = kinds | dict.fromkeys(known, "constexpr"), chosen | dict.fromkeys(known, 1)
     source = ASTSource(
         fn=kernel, signature={x: kinds.get(x, "*fp32") for x in kernel.arg_names}, constexprs=chosen
     )
@@ -76,7 +83,8 @@ def build(name: str, constants: dict[str, Any]) -> None:
 def main() -> None:
     for name in sys.argv[1:] or KERNELS:
         for constants in KERNELS[name]:
-            build(name, constants)
+            build(name, constants, False)
+        build(name, KERNELS[name][0], True)
         print(name)
 
 

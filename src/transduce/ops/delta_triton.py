@@ -5,10 +5,10 @@ meet, so that blocks need nothing of each other. With p = S^T e before the step:
 
     S <- diag(w) S - r p^T + k v^T        y = S^T q
 
-A step reads five vectors and crosses the program twice (p, y): latency, not arithmetic, is what it costs, and what fills
-a device are rows, heads and blocks of values. The forward pass stores the memory of every ``CHUNK``-th step. The backward
-pass goes through the chunks from the last, lays the memories before each step of a chunk down in a room of its own, which
-does not grow with time, and walks back over them; with D = dL/dS after the step::
+A step reads five vectors and crosses the program twice (p, y): latency, not arithmetic, is what it costs, and what
+fills a device are rows, heads and blocks of values. The forward pass stores the memory of every ``CHUNK``-th step. The
+backward pass goes through the chunks from the last, lays the memories before each step of a chunk down in a room of its
+own, which does not grow with time, and walks back over them; with D = dL/dS after the step::
 
     D += q dy^T    dq = S' dy    dk = D v    dv = D^T k    dp = -D^T r    dr = -D p    de = S dp
     dw = sum over values of D * S    D <- diag(w) D + e dp^T
@@ -27,9 +27,6 @@ import triton.language as tl
 from torch import Tensor
 
 from . import triton_parts
-
-BLOCK = 16
-"""Most columns of the memory that a program holds."""
 
 
 @triton.jit
@@ -125,7 +122,7 @@ def _backward(  # noqa: ANN001, ANN202
 def _plan(q: Tensor, values: int) -> tuple[tuple[int, int], tuple[int, ...], dict[str, int]]:
     """Grid, sizes and constants."""
     batch, steps, heads, width = q.shape
-    wide, block = triton.next_power_of_2(width), min(BLOCK, triton.next_power_of_2(values))
+    wide, block = triton.next_power_of_2(width), min(triton_parts.COLUMNS, triton.next_power_of_2(values))
     flags = {"chunk": triton_parts.CHUNK, "wide": wide, "block": block, "num_warps": triton_parts.warps(wide * block)}
     return (batch * heads, triton.cdiv(values, block)), (steps, heads, width, values), flags
 

@@ -69,9 +69,9 @@ def gated_linear_attention(
         float64 where an input is float64.
 
     Backends, in order: ``numba`` (CPU: every step taken in registers, analytic backward that keeps one state a chunk;
-    differentiable once), ``triton`` (CUDA devices, keys of at most 256 channels: chunks of 32 steps in kernels, backward
-    from one state a chunk; differentiable once), ``chunked`` (any device: matrix products inside chunks of 64 steps;
-    decays only ever enter as exponentials of numbers at most zero, so that no strength of decay overflows),
+    differentiable once), ``triton`` (CUDA devices, keys of at most 256 channels: chunks of 32 steps in kernels,
+    backward from one state a chunk; differentiable once), ``chunked`` (any device: matrix products inside chunks of 64
+    steps; decays only ever enter as exponentials of numbers at most zero, so that no strength of decay overflows),
     ``reference`` (used for a single step, where it is cheaper). ``gated_linear_attention.matrix`` gives the implied
     token-to-token matrix.
 

@@ -1,5 +1,5 @@
-"""What the ops with a matrix state share: checks of their arguments, the precision they work in, pieces of time, and the
-compiled recurrence S_t = diag(a_t) S_(t-1) + k_t v_t^T, y_t = S_t^T q_t with its analytic backward."""
+"""What the ops with a matrix state share: checks of their arguments, the precision they work in, pieces of time, and
+the compiled recurrence S_t = diag(a_t) S_(t-1) + k_t v_t^T, y_t = S_t^T q_t with its analytic backward."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ class _Chunks(torch.autograd.Function):
 
 
 def on_gpu(q: Tensor, k: Tensor, v: Tensor, g: Tensor, s0: Tensor, resets: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What :func:`compiled` gives, for g = log(a), (B,T,H,K) or (B,T,H,1), and ``resets`` (B,T) or None, where a is 0."""
+    """What :func:`compiled` gives, for g = log(a), (B,T,H,K) or (B,T,H,1), and ``resets`` (B,T) or None, where a = 0."""
     if resets is not None:
         g = torch.where(resets[..., None, None], -torch.inf, g)
     return _Chunks.apply(*(x.contiguous() for x in (q, k, v, g, s0)))

@@ -1,7 +1,7 @@
 """Triton kernels of S_t = diag(a_t) S_(t-1) + k_t v_t^T, y_t = S_t^T q_t, in chunks of steps.
 
-With c_i = a_1 ... a_i inside a chunk, o_j = a_(j+1) ... a_C to its end, S the state before it and P_ij = a_(j+1) ... a_i
-for j <= i, else zero, each of them a vector over the channels of the keys::
+With c_i = a_1 ... a_i inside a chunk, o_j = a_(j+1) ... a_C to its end, S the state before it and P_ij = a_(j+1) ...
+a_i for j <= i, else zero, each of them a vector over the channels of the keys::
 
     A_ij = sum over channels of q_i k_j P_ij        y = (q * c) S + A v        S' = diag(c_C) S + (k * o)^T v
 
@@ -226,7 +226,7 @@ def _walk(x: Tensor, v: Tensor, a: Tensor, start: Tensor, back: bool) -> Tensor:
     batch, steps, heads, width = x.shape
     values = v.shape[3]
     chunk, wide, block = _shape(width, values)
-    wide = min(wide, 64)
+    wide = min(wide, triton_parts.KEYS)
     marks = x.new_empty(batch, heads, triton.cdiv(steps, chunk) + 1, width, values)
     grid = batch * heads, triton.cdiv(width, wide), triton.cdiv(values, block)
     flags = {"back": back, "single": a.shape[3] == 1, "chunk": chunk, "wide": wide, "block": block}

@@ -5,10 +5,10 @@ error, and every channel every other in the norms. With u_i = s_i / |s_i| and g_
 
     e = v - sum_i k_i u_i      c_i = u_i . e      s_i' = a s_i + g_i (e - c_i u_i)      y = sum_i q_i u_i'
 
-Four reductions that wait for each other: latency is what a step costs, and rows times heads are what fills a device. The
-forward pass stores the slots of every ``CHUNK``-th step; the backward pass goes through the chunks from the last, lays the
-slots before each step of a chunk down in a room of its own, which does not grow with time, and walks back over them. With
-G_i the gradient by s_i' in full::
+Four reductions that wait for each other: latency is what a step costs, and rows times heads are what fills a device.
+The forward pass stores the slots of every ``CHUNK``-th step; the backward pass goes through the chunks from the last,
+lays the slots before each step of a chunk down in a room of its own, which does not grow with time, and walks back over
+them. With G_i the gradient by s_i' in full::
 
     G_i += q_i / |s_i'| (dy - (dy . u_i') u_i')        dg_i = G_i . e - c_i (G_i . u_i)
     de = sum_i g_i (G_i - (G_i . u_i) u_i) = dv        du_i = -g_i (G_i . u_i) e - g_i c_i G_i - k_i de

@@ -84,10 +84,10 @@ def retention(
         float64 where an input is float64.
 
     Backends, in order: ``numba`` (CPU: every step taken in registers, analytic backward that keeps one state a chunk;
-    differentiable once), ``triton`` (CUDA devices, keys of at most 256 channels: chunks of 32 steps in kernels, backward
-    from one state a chunk; differentiable once), ``chunked`` (any device: matrix products inside chunks of 64 steps,
-    one state a chunk; it only ever takes exponentials of sums of g, never divides by a decay), ``reference`` (used for
-    a single step, where it is cheaper). ``retention.matrix`` gives the implied token-to-token matrix.
+    differentiable once), ``triton`` (CUDA devices, keys of at most 256 channels: chunks of 32 steps in kernels,
+    backward from one state a chunk; differentiable once), ``chunked`` (any device: matrix products inside chunks of 64
+    steps, one state a chunk; it only ever takes exponentials of sums of g, never divides by a decay), ``reference``
+    (used for a single step, where it is cheaper). ``retention.matrix`` gives the implied token-to-token matrix.
 
     Raises ValueError for shapes that do not fit. Source: Y. Sun et al., Retentive Network, arXiv 2307.08621,
     section 2.2 (recurrent and chunkwise forms); decays that depend on the input: T. Dao and A. Gu, ICML 2024,

@@ -1,7 +1,7 @@
 """Triton kernels of the loops in :mod:`transduce.ops.rnn_loop`: the same buffers, all steps in one launch.
 
-A program holds the recurrent weights of one head, and the states of 16 rows, and walks over time; what it needs of other
-programs is nothing, since heads do not meet. Buffers are time-major, (T,H*B,G*K), the rows of a head together. The
+A program holds the recurrent weights of one head, and the states of 16 rows, and walks over time; it needs nothing of
+other programs, since heads do not meet. Buffers are time-major, (T,H*B,G*K), the rows of a head together. The
 weights stay where a step can reach them, which bounds the width of a head. Imports triton: import it lazily.
 """
 
@@ -16,9 +16,6 @@ from torch import Tensor
 from . import triton_parts
 from .triton_parts import PRODUCTS
 
-ROWS = 16
-"""Rows of a program: the least side of a product of matrices."""
-
 
 @triton.jit
 def _tanh(x):  # noqa: ANN001, ANN202
@@ -31,7 +28,9 @@ def _times(x, weight):  # noqa: ANN001, ANN202
 
 
 @triton.jit
-def _of_gate(weight, gate: tl.constexpr, head, heads, width, turned: tl.constexpr, wide: tl.constexpr):  # noqa: ANN001, ANN202
+def _of_gate(  # noqa: ANN001, ANN202
+    weight, gate: tl.constexpr, head, heads, width, turned: tl.constexpr, wide: tl.constexpr
+):
     """The weights (K,K) of one gate of one head, out of (G*D,K)."""
     c = tl.arange(0, wide)
     inside = (c < width)[:, None] & (c < width)[None, :]
@@ -73,8 +72,8 @@ def _gru_back(  # noqa: ANN001, ANN202
     dh, factor, gates, weight, first, resets, steps, heads, rows, width,
     restarts: tl.constexpr, block: tl.constexpr, wide: tl.constexpr,
 ):
-    """dh: gradients by the outputs in, by the states in full out; factor: gradients by U h relative to those in, in full
-    out; first: by the state before the first step, out."""
+    """dh: gradients by the outputs in, by the states in full out; factor: gradients by U h relative to those in, in
+    full out; first: by the state before the first step, out."""
     head, b, c = tl.program_id(1), tl.program_id(0) * block + tl.arange(0, block), tl.arange(0, wide)
     inside, row = (b < rows)[:, None] & (c < width)[None, :], head * rows + b.to(tl.int64)
     u_r = _of_gate(weight, 0, head, heads, width, False, wide)
@@ -145,8 +144,8 @@ def _lstm_back(  # noqa: ANN001, ANN202
     dh, dc, into_c, factor, gates, weight, first_h, first_c, resets, held, steps, heads, rows, width,
     restarts: tl.constexpr, masked: tl.constexpr, block: tl.constexpr, wide: tl.constexpr,
 ):
-    """dh, dc: gradients by the outputs; factor: gradients by the pre-activations, relative to those by c (i, f, g) and h
-    (o) in, in full out; first_h and first_c: by the states before the first step, out."""
+    """dh, dc: gradients by the outputs; factor: gradients by the pre-activations, relative to those by c (i, f, g) and
+    h (o) in, in full out; first_h and first_c: by the states before the first step, out."""
     head, b, c = tl.program_id(1), tl.program_id(0) * block + tl.arange(0, block), tl.arange(0, wide)
     inside, row = (b < rows)[:, None] & (c < width)[None, :], head * rows + b.to(tl.int64)
     u_i = _of_gate(weight, 0, head, heads, width, False, wide)
@@ -187,8 +186,8 @@ def _plan(buffer: Tensor, heads: int) -> tuple[tuple[int, int], tuple[int, ...],
     steps, rows, width = buffer.shape
     rows //= heads
     wide = triton_parts.power(width)
-    flags = {"block": ROWS, "wide": wide, "num_warps": 4 if wide < 64 else 8}
-    return (triton.cdiv(rows, ROWS), heads), (steps, heads, rows, width), flags
+    flags = {"block": triton_parts.ROWS, "wide": wide, "num_warps": 4 if wide < 64 else 8}
+    return (triton.cdiv(rows, triton_parts.ROWS), heads), (steps, heads, rows, width), flags
 
 
 def gru(states: Tensor, gates: Tensor, inner: Tensor, weight: Tensor, restarts: Tensor | None, heads: int) -> None:

@@ -62,6 +62,8 @@ def why_not_triton(*tensors: Tensor) -> str | None:
     for t in tensors:
         if t.device.type != "cuda" and not (t.device.type == "cpu" and _interpreted()):
             return f"a tensor is on {t.device}, the kernel runs on CUDA devices"
+        if t.device.type == "cuda" and t.device.index != torch.cuda.current_device():
+            return f"a tensor is on {t.device}, the kernel runs on the current device"
     return why_no_triton()
 
 

@@ -14,8 +14,12 @@ from torch import Tensor
 
 STEPS, CHANNELS = 64, 32
 """Steps and channels of a tile of an elementwise recurrence."""
-CHUNK, VALUES = 32, 32
-"""Steps of a chunk (between two stored states), and most columns of a matrix state that meet a chunk at a time."""
+CHUNK, VALUES, KEYS = 32, 32, 64
+"""Steps of a chunk (between two stored states), and most columns and rows of a matrix state that meet it at a time."""
+COLUMNS = 16
+"""Most columns of a matrix state that a program holds in registers, to take it step by step."""
+ROWS = 16
+"""Rows of a batch in a program with a product for each step: the least side of a product of matrices."""
 PRODUCTS = tl.constexpr("tf32x3")
 """How products of float32 matrices are taken: three products of its upper and lower halves, as precise as float32."""
 
@@ -68,8 +72,8 @@ def power(size: int, most: int | None = None) -> int:
 
 
 def warps(numbers: int) -> int:
-    """Warps of a program that works on tiles of so many numbers: 16 of a tile to a thread, so that several tiles fit into
-    its registers, and as few warps as that takes, since those of a program wait for each other."""
+    """Warps of a program that works on tiles of so many numbers: 16 of a tile to a thread, so that several tiles fit
+    into its registers, and as few warps as that takes, since those of a program wait for each other."""
     return max(1, min(8, numbers // 512))
 
 
