@@ -43,8 +43,8 @@ def test_the_kernel_obeys_the_law(name):
     assert op == name.split(":")[1] and int(comparisons) > 20 and not refused
 
 
-def test_kernels_compile_without_a_device(tmp_path):
-    built = run("triton_compile.py", TRITON_CACHE_DIR=str(tmp_path))
+def test_kernels_compile_without_a_device():
+    built = run("triton_compile.py")  # what has not changed comes out of triton's cache
     sources = {path.stem: path.read_text() for path in (HERE.parent / "src/transduce/ops").glob("*_triton.py")}
     launched = {f"{m}:{name}" for m, text in sources.items() for name in re.findall(r"(\w+)\[grid\]", text)}
     assert launched and launched <= set(built)
