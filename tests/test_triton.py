@@ -61,8 +61,8 @@ def test_the_kernel_obeys_the_law(name, laws):
 
 
 @pytest.mark.timeout(900)
-def test_kernels_compile_without_a_device(tmp_path):
-    built = lines(start("triton_compile.py", TRITON_CACHE_DIR=str(tmp_path)))
+def test_kernels_compile_without_a_device():
+    built = lines(start("triton_compile.py"))  # what has not changed comes out of triton's cache
     sources = {path.stem: path.read_text() for path in (HERE.parent / "src/transduce/ops").glob("*_triton.py")}
     launched = {f"{m}:{name}" for m, text in sources.items() for name in re.findall(r"\b(_\w+)\[(?:grid|\()", text)}
     assert launched and launched <= set(built)

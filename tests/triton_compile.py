@@ -64,7 +64,7 @@ KERNELS: dict[str, list[dict[str, Any]]] = {
 
 
 def build(name: str, constants: dict[str, Any], ones: bool) -> None:
-    """``ones``: every size is 1, which triton compiles in as a constant."""
+    """``ones``: every size is 1, which triton compiles in as a constant; tiles are small there, which is quicker."""
     module, function = name.split(":")
     kernel = getattr(importlib.import_module(f"transduce.ops.{module}"), function)
     chosen = {key: value for key, value in constants.items() if key != "warps"}
@@ -72,6 +72,7 @@ def build(name: str, constants: dict[str, Any], ones: bool) -> None:
     if ones:
         known = [x for x in NUMBERS if x in kernel.arg_names]
         kinds, chosen = kinds | dict.fromkeys(known, "constexpr"), chosen | dict.fromkeys(known, 1)
+        chosen |= {"wide": 16} if "wide" in chosen else {}
     source = ASTSource(
         fn=kernel, signature={x: kinds.get(x, "*fp32") for x in kernel.arg_names}, constexprs=chosen
     )
