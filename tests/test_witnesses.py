@@ -13,8 +13,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import selective, witnesses
-from benchmarks.witness_layers import testify as heard
-from benchmarks.witnesses import ENTRIES, Row, compare, page
+from benchmarks.testify import testify as heard
+from benchmarks.witness_weights import ENTRIES, load
+from benchmarks.witnesses import Row, compare, page
+from transduce.nn import RWKV4
 
 PACKAGES = {"transformers": "transformers", "bench": "mambapy"}
 
@@ -47,7 +49,7 @@ def test_a_difference_anywhere_is_noticed(part):
 def test_a_weight_that_finds_no_place_is_an_error():
     found = heard("gru", torch.float32)["weights"]
     with pytest.raises(AssertionError, match="not given .*decay"):
-        witnesses._load(witnesses.RWKV4(16), {"shift.mix": found["bias_hh_l0"]})
+        load(RWKV4(16), {"shift.mix": found["bias_hh_l0"]})
 
 
 def test_the_page_says_who_agrees_and_who_contradicts_itself():

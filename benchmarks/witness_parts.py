@@ -1,0 +1,61 @@
+"""What the layers of other packages are wrapped in, to be compared with ours. Nothing of transduce is imported here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Callable
+
+import torch
+from torch import Tensor, nn
+
+BATCH, STEPS, MORE, DIM = 2, 37, 3, 16
+"""The sequence that is compared, and the steps taken one by one behind it."""
+
+Step = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Witness:
+    """``run(x)`` computes the whole sequence from a fresh start. ``begin()`` makes a ``feed``, a function that takes
+    chunks one after the other, and ``states()`` which tells the state behind what was fed. ``settings`` are for our
+    layer; ``note``: what had to be changed or worked around. ``inputs`` makes of noise (B,T,width) what may be fed."""
+
+    package: str
+    layer: str
+    module: nn.Module
+    run: Step
+    begin: Callable[[], tuple[Step, Callable[[], dict[str, Tensor]]]] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+    width: int = DIM
+    inputs: Step = lambda noise: noise
+
+
+def randomize(module: nn.Module, dtype: torch.dtype, **special: Callable[[Tensor], Tensor]) -> None:
+    """Weights that no default hides behind: normal, scaled by what they read, and ``special`` ones by name."""
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            noise = torch.randn(p.shape, generator=g, dtype=torch.float64)
+            last = name.rsplit(".", 1)[-1]
+            if last in special:
+                value = special[last](noise)
+            elif p.dim() > 1 and "conv" not in name:
+                value = noise / p.shape[-1] ** 0.5
+            else:
+                value = 0.5 * noise
+            p.copy_(value)
+    module.to(dtype).eval()
+
+
+def dynamic_cache(config: Any) -> Any:
+    from transformers import DynamicCache
+
+    return DynamicCache(config=config)
+
+
+def split(x: Tensor, sizes: dict[str, Any]) -> dict[str, Tensor]:
+    """x (B,T,sum of the sizes) -> tensors (B,T,*size), in that order."""
+    parts = x.split([math.prod(size) for size in sizes.values()], -1)
+    return {name: part.unflatten(-1, tuple(size)) for (name, size), part in zip(sizes.items(), parts)}
