@@ -17,9 +17,10 @@ from torch import Tensor
 
 from benchmarks.witness_layers import LAYERS
 from benchmarks.witness_ops import OPS
+from benchmarks.witness_small import SMALL
 from benchmarks.witness_parts import BATCH, MORE, STEPS
 
-WITNESSES = LAYERS | OPS
+WITNESSES = LAYERS | OPS | SMALL
 
 
 def _keep_float64() -> None:

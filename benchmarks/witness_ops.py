@@ -7,15 +7,13 @@ gradient of x is that of all of them.
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
-from typing import Any, Callable, Iterator
-from unittest.mock import patch
+from typing import Any, Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.witness_parts import Step, Witness, split
+from benchmarks.witness_parts import Step, Witness, float32_means, split
 
 HEADS, KEYS, VALUES = 3, 4, 5
 Parts = dict[str, Tensor]
@@ -24,13 +22,6 @@ Rule = Callable[[Parts, Tensor | None], tuple[Tensor, Tensor | None]]
 
 MATRIX = {"q": (HEADS, KEYS), "k": (HEADS, KEYS), "v": (HEADS, VALUES)}
 PER_HEAD, PER_KEY, VECTOR = (HEADS,), (HEADS, KEYS), (HEADS * KEYS,)
-
-
-@contextmanager
-def _float32_means(dtype: torch.dtype) -> Iterator[None]:
-    """These functions make their buffers and constants in float32: in float64 that would compare the casts."""
-    with patch.object(torch, "float32", dtype), patch.object(torch, "float", dtype):
-        yield
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -55,7 +46,7 @@ def _witness(layer: str, rule: Rule, sizes: dict[str, tuple[int, ...]], **how: A
 
     def build(dtype: torch.dtype) -> Witness:
         def call(x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
-            with _float32_means(dtype):
+            with float32_means(dtype):
                 y, state = rule(split(x, sizes), state)
             return y.flatten(2), state
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +47,29 @@ def randomize(module: nn.Module, dtype: torch.dtype, **special: Callable[[Tensor
                 value = noise / p.shape[-1] ** 0.5
             else:
                 value = 0.5 * noise
+            if p.is_complex():
+                value = torch.complex(value, torch.randn(p.shape, generator=g, dtype=torch.float64) / p.shape[-1] ** 0.5)
+                value = special.get(f"complex {last}", lambda z: z)(value)
+                p.data = p.data.to(dtype.to_complex())
             p.copy_(value)
-    module.to(dtype).eval()
+    if not any(p.is_complex() for p in module.parameters()):
+        module.to(dtype)
+    for p in module.parameters():
+        p.data = p.data if p.is_complex() else p.data.to(dtype)
+    module.eval()
+
+
+@contextmanager
+def float32_means(dtype: torch.dtype) -> Iterator[None]:
+    """For witnesses that name float32 where they mean the dtype they are used in, or make buffers of no named dtype."""
+    before = torch.get_default_dtype()
+    with patch.object(torch, "float32", dtype), patch.object(torch, "float", dtype):
+        with patch.object(Tensor, "float", lambda self: self.to(dtype)):
+            torch.set_default_dtype(dtype)
+            try:
+                yield
+            finally:
+                torch.set_default_dtype(before)
 
 
 def dynamic_cache(config: Any) -> Any:

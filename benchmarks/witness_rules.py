@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, Mapping
+from typing import Callable, Mapping
 
 import torch
 from torch import Tensor
 
+from benchmarks.witness_entry import Entry, Settings, Weights, first_named
 from benchmarks.witness_parts import split
 from transduce.core.protocols import Mixer
 from transduce.core.state import State
@@ -88,29 +89,25 @@ def _scan(p: Parts, state: Tensor | None) -> tuple[Tensor, Tensor]:
     return h, h[:, -1]
 
 
-def _layer(rule: Rule) -> Callable[[Mapping[str, Tensor], Mapping[str, Any]], Mixer]:
-    def build(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Mixer:
+def _entry(layer: str, rule: Rule) -> Entry:
+    def build(weights: Weights, settings: Settings) -> Mixer:
         return Operation(rule, settings["parts"])
 
-    return build
+    return Entry(layer, build, dict, first_named("memory"), "fla")
 
 
 RULES = {
-    name: (layer, _layer(rule))
-    for name, layer, rule in (
-        ("op retention", "retention", _retention),
-        ("op simple-gla", "retention, decays of the input", _simple_gla),
-        ("op simple-gla chunks", "retention, decays of the input", _simple_gla),
-        ("op linear-attention", "retention, no decay", _undecayed),
-        ("op gla", "gated_linear_attention", _gla),
-        ("op delta", "delta_rule", _delta),
-        ("op delta chunks", "delta_rule", _delta),
-        ("op gated-delta", "delta_rule, decays", _delta),
-        ("op gated-delta chunks", "delta_rule, decays", _delta),
-        ("op kda", "generalised_delta_rule, one key", _kda),
-        ("op dplr", "generalised_delta_rule", _dplr),
-        ("op hgrn", "hgru, real", _hgru),
-        ("op scan", "linear_scan", _scan),
-    )
+    "op retention": _entry("retention", _retention),
+    "op simple-gla": _entry("retention, decays of the input", _simple_gla),
+    "op simple-gla chunks": _entry("retention, decays of the input", _simple_gla),
+    "op linear-attention": _entry("retention, no decay", _undecayed),
+    "op gla": _entry("gated_linear_attention", _gla),
+    "op delta": _entry("delta_rule", _delta),
+    "op delta chunks": _entry("delta_rule", _delta),
+    "op gated-delta": _entry("delta_rule, decays", _delta),
+    "op gated-delta chunks": _entry("delta_rule, decays", _delta),
+    "op kda": _entry("generalised_delta_rule, one key", _kda),
+    "op dplr": _entry("generalised_delta_rule", _dplr),
+    "op hgrn": _entry("hgru, real", _hgru),
+    "op scan": _entry("linear_scan", _scan),
 }
-"""What the table calls our operation, and how it is built."""

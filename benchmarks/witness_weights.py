@@ -2,43 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Callable, Mapping
+from typing import Any, Callable
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.witness_entry import Entry, Settings, Weights, first_named, load
 from benchmarks.witness_parts import DIM
-from benchmarks.witness_rules import RULES
 from transduce.core.protocols import Mixer
-from transduce.core.state import leaves
 from transduce.nn import MLSTM, RWKV4, GatedDeltaNet, GriffinRecurrent, Mamba, Mamba2, MinGRU, from_torch
-
-Weights = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """``build(weights, settings)`` our layer; ``theirs`` and ``ours`` bring both states to the same names and shapes.
-    ``home``: the virtual environment of the witness, None for this one."""
-
-    layer: str
-    build: Callable[[Weights, Mapping[str, Any]], Mixer]
-    theirs: Callable[[dict[str, Tensor]], dict[str, Tensor]]
-    ours: Callable[[Any], dict[str, Tensor]]
-    home: str | None = "transformers"
-
-
-def load(mixer: Mixer, weights: Weights) -> Mixer:
-    """``weights`` by our names; every parameter must be named."""
-    own = dict(mixer.named_parameters())
-    missing, unknown = own.keys() - weights.keys(), weights.keys() - own.keys()
-    assert not missing and not unknown, f"not given {sorted(missing)}, unknown {sorted(unknown)}"
-    with torch.no_grad():
-        for name, p in own.items():
-            p.copy_(weights[name])
-    return mixer
-
 
 def _conv(w: Weights, name: str = "conv1d") -> dict[str, Tensor]:
     """A depthwise nn.Conv1d; a missing bias is zero."""
@@ -50,7 +22,7 @@ def _under(prefix: str, parts: Weights) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": value for name, value in parts.items()}
 
 
-def mamba(w: Weights, settings: Mapping[str, Any]) -> Mixer:
+def mamba(w: Weights, settings: Settings) -> Mixer:
     rank, states = w["dt_proj.weight"].shape[1], w["A_log"].shape[1]
     renamed = {
         "input.weight": w["in_proj.weight"],
@@ -64,7 +36,7 @@ def mamba(w: Weights, settings: Mapping[str, Any]) -> Mixer:
     return load(Mamba(DIM, states=states, rank=rank).to(w["D"].dtype), renamed | _under("conv", _conv(w)))
 
 
-def mamba2(w: Weights, settings: Mapping[str, Any]) -> Mixer:
+def mamba2(w: Weights, settings: Settings) -> Mixer:
     heads, inner = len(w["D"]), w["out_proj.weight"].shape[1]
     groups, states = 2, (w["conv1d.weight"].shape[0] - inner) // 4
     renamed = {
@@ -79,7 +51,7 @@ def mamba2(w: Weights, settings: Mapping[str, Any]) -> Mixer:
     return load(mixer, renamed | _under("conv", _conv(w)))
 
 
-def griffin(w: Weights, settings: Mapping[str, Any]) -> Mixer:
+def griffin(w: Weights, settings: Settings) -> Mixer:
     joined = lambda kind: torch.cat((w[f"rg_lru.recurrent_gate_{kind}"], w[f"rg_lru.input_gate_{kind}"]), -1)
     renamed = {f"{ours}.{part}": w[f"{theirs}.{part}"]
                for ours, theirs in (("branch", "linear_y"), ("input", "linear_x"), ("output", "linear_out"))
@@ -91,14 +63,14 @@ def griffin(w: Weights, settings: Mapping[str, Any]) -> Mixer:
     return load(mixer, renamed | _under("conv", _conv(w, "conv_1d")))
 
 
-def rwkv4(w: Weights, settings: Mapping[str, Any]) -> Mixer:
+def rwkv4(w: Weights, settings: Settings) -> Mixer:
     mix = torch.stack([w[f"time_mix_{part}"][0, 0] for part in ("receptance", "key", "value")])
     renamed = {"shift.mix": mix[None], "decay": w["time_decay"], "bonus": w["time_first"]}
     renamed |= {f"{part}.weight": w[f"{part}.weight"] for part in ("receptance", "key", "value", "output")}
     return load(RWKV4(DIM).to(mix.dtype), renamed)
 
 
-def mlstm(w: Weights, settings: Mapping[str, Any]) -> Mixer:
+def mlstm(w: Weights, settings: Settings) -> Mixer:
     renamed = {
         "input.weight": torch.cat([w[f"{part}.weight"] for part in ("q", "k", "v", "ogate_preact")]),
         "gates.weight": torch.cat((w["igate_preact.weight"], w["fgate_preact.weight"])),
@@ -110,7 +82,7 @@ def mlstm(w: Weights, settings: Mapping[str, Any]) -> Mixer:
     return load(MLSTM(DIM, heads, **settings).to(w["q.weight"].dtype), renamed)
 
 
-def gated_delta(w: Weights, settings: Mapping[str, Any]) -> Mixer:
+def gated_delta(w: Weights, settings: Settings) -> Mixer:
     heads, keys = len(w["A_log"]), DIM // len(w["A_log"])
     values = w["out_proj.weight"].shape[1] // heads
     q, k, v, z = w["in_proj_qkvz.weight"].view(heads, -1, DIM).split((keys, keys, values, values), 1)
@@ -129,8 +101,8 @@ def gated_delta(w: Weights, settings: Mapping[str, Any]) -> Mixer:
     return load(mixer, renamed | _under("rule.conv", _conv(w)))
 
 
-def _torch(kind: str) -> Callable[[Weights, Mapping[str, Any]], Mixer]:
-    def build(w: Weights, settings: Mapping[str, Any]) -> Mixer:
+def _torch(kind: str) -> Callable[[Weights, Settings], Mixer]:
+    def build(w: Weights, settings: Settings) -> Mixer:
         module = getattr(nn, kind)(DIM, DIM, batch_first=True).to(w["weight_hh_l0"].dtype)
         module.load_state_dict(dict(w))
         return from_torch(module)
@@ -138,7 +110,7 @@ def _torch(kind: str) -> Callable[[Weights, Mapping[str, Any]], Mixer]:
     return build
 
 
-def min_gru(w: Weights, settings: Mapping[str, Any]) -> Mixer:
+def min_gru(w: Weights, settings: Settings) -> Mixer:
     hidden, gate = w["to_hidden_and_gate.weight"].chunk(2)
     out = w["to_out.weight"]
     renamed = {"input.weight": torch.cat((gate, hidden)), "input.bias": torch.zeros(2 * len(gate)),
@@ -165,14 +137,10 @@ def _unscaled(memory: Tensor, normaliser: Tensor, m: Tensor) -> dict[str, Tensor
     return {"memory": memory * m.exp()[..., None, None], "normaliser": normaliser * m.exp()[..., None]}
 
 
-def _first_named(*names: str) -> Callable[[Any], dict[str, Tensor]]:
-    return lambda state: dict(zip(names, leaves(state)))
-
-
-_convolved = _first_named("tail", "memory")
+_convolved = first_named("tail", "memory")
 _mamba = Entry("Mamba", mamba, lambda s: {"tail": _tail(s["conv"]), "memory": s["memory"]}, _convolved)
 _mamba2 = Entry("Mamba2", mamba2, lambda s: {"tail": _tail(s["conv"]), "memory": s["memory"].mT}, _convolved)
-ENTRIES: dict[str, Entry] = {
+LAYERS: dict[str, Entry] = {
     "mamba": _mamba,
     "mamba mambapy": Entry("Mamba", mamba, _mamba.theirs, _convolved, "bench"),
     "mamba2": _mamba2,
@@ -191,9 +159,8 @@ ENTRIES: dict[str, Entry] = {
         lambda s: _unscaled(s.memory, s.normaliser, s.stabiliser),
     ),
     "gated-delta": Entry("GatedDeltaNet", gated_delta, _mamba.theirs, _convolved),
-    "gru": Entry("GRU", _torch("GRU"), dict, _first_named("h"), None),
-    "lstm": Entry("LSTM", _torch("LSTM"), dict, _first_named("h", "c"), None),
-    "elman": Entry("Elman", _torch("RNN"), dict, _first_named("h"), None),
-    "min-gru": Entry('MinGRU, form="log"', min_gru, dict, _first_named("h"), "bench"),
-    **{name: Entry(layer, build, dict, _first_named("memory"), "fla") for name, (layer, build) in RULES.items()},
+    "gru": Entry("GRU", _torch("GRU"), dict, first_named("h"), None),
+    "lstm": Entry("LSTM", _torch("LSTM"), dict, first_named("h", "c"), None),
+    "elman": Entry("Elman", _torch("RNN"), dict, first_named("h"), None),
+    "min-gru": Entry('MinGRU, form="log"', min_gru, dict, first_named("h"), "bench"),
 }

@@ -24,10 +24,13 @@ from torch import Tensor
 from benchmarks.harness import PEERS, RESULTS
 from benchmarks.testify import path_of
 from benchmarks.witness_parts import STEPS
-from benchmarks.witness_weights import ENTRIES
+from benchmarks.witness_kinds import KINDS
+from benchmarks.witness_rules import RULES
+from benchmarks.witness_weights import LAYERS
 from transduce.core.state import map_tensors
 
 ROOT = Path(__file__).resolve().parent.parent
+ENTRIES = LAYERS | KINDS | RULES
 LIMITS = {"float64": 1e-12, "float32": 2e-5}
 """Largest error that counts as the same, relative to the larger of 1 and the witness's largest number."""
 

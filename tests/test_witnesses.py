@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import selective, witnesses
 from benchmarks.testify import testify as heard
-from benchmarks.witness_weights import ENTRIES, load
-from benchmarks.witnesses import Row, compare, page
+from benchmarks.witness_entry import load
+from benchmarks.witnesses import ENTRIES, Row, compare, page
 from transduce.nn import RWKV4
 
 PACKAGES = {"transformers": "transformers", "bench": "mambapy"}

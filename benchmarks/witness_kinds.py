@@ -1,0 +1,132 @@
+"""How the weights and states of :mod:`benchmarks.witness_small` and :mod:`benchmarks.witness_attention` are called in
+ours."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.witness_entry import Entry, Settings, Weights, first_named, load
+from benchmarks.witness_parts import DIM
+from transduce.core.protocols import Mixer
+from transduce.nn import LIF, LRU, RWKV7, SLSTM, Attention, CausalConv, Retention
+from transduce.nn.arena import KVArena
+
+
+def slstm(w: Weights, settings: Settings) -> Mixer:
+    size = DIM // settings["heads"]
+    recurrent = w["cell._recurrent_kernel_"].unflatten(1, (4, size)).transpose(0, 1)  # gate, head, row, column
+    renamed = {
+        "cell.input.weight": w["input.weight"],
+        "cell.input.bias": w["input.bias"] + w["cell._bias_"],
+        "cell.weight": recurrent.reshape(4 * DIM, size),
+    }
+    return load(SLSTM(DIM, heads=settings["heads"]).to(w["input.weight"].dtype), renamed)
+
+
+# ---------------------------------------------------------------- state spaces
+
+
+def _planes(z: Tensor) -> Tensor:
+    return torch.stack((z.real, z.imag))
+
+
+def lru(w: Weights, settings: Settings) -> Mixer:
+    renamed = {
+        "nu": w["nu_log"],
+        "theta": w["theta_log"],
+        "log_gamma": w["gamma_log"],
+        "input": _planes(w["B"]),
+        "output": _planes(w["C"]),
+        "skip": w["D"].diagonal(),
+    }
+    return load(LRU(DIM, len(w["nu_log"])).to(w["D"].dtype), renamed)
+
+
+def s5(w: Weights, settings: Settings) -> Mixer:
+    """The discrete system of the continuous one, with the zero-order hold."""
+    poles, step = w["seq.Lambda"], w["seq.log_step"].exp()
+    inputs = torch.expm1(poles * step) / poles
+    renamed = {
+        "nu": torch.log(-poles.real * step),
+        "theta": torch.log(torch.remainder(poles.imag * step, 2 * math.pi)),
+        "log_gamma": torch.zeros_like(step),
+        "input": _planes(inputs[:, None] * torch.view_as_complex(w["seq.B"])),
+        "output": _planes(w["seq.C"]),
+        "skip": w["seq.D"],
+    }
+    return load(LRU(DIM, len(step)).to(step.dtype), renamed)
+
+
+# ---------------------------------------------------------------- matrix memories
+
+
+def _halves(rows: Tensor) -> Tensor:
+    """(..., K) whose rotated pairs are neighbours -> those of channels i and i + K/2."""
+    return torch.cat((rows[..., ::2], rows[..., 1::2]), -1)
+
+
+def retention(w: Weights, settings: Settings) -> Mixer:
+    heads = len(settings["decays"])
+    paired = [_halves(w[f"{part}_proj.weight"].unflatten(0, (heads, -1)).mT).mT.flatten(0, 1) for part in "qk"]
+    renamed = {
+        "input.weight": torch.cat((*paired, w["v_proj.weight"], w["g_proj.weight"])),
+        "output.weight": w["out_proj.weight"],
+    }
+    return load(Retention(DIM, heads, **settings).to(paired[0].dtype), renamed)
+
+
+def _retained(states: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Theirs scale keys where ours scales queries."""
+    memory = states["memory"]
+    return {"memory": _halves(memory.mT).mT * memory.shape[2] ** 0.5}
+
+
+def rwkv7(w: Weights, settings: Settings) -> Mixer:
+    shares = torch.stack([w[f"x_{role}"] for role in "rwkvag"])  # of the step before
+    linear = {"receptance": "R_", "key": "K_", "value": "V_", "output": "O_"}
+    low = {"decay": "w", "rate": "a", "gate": "g"}
+    renamed = {f"{ours}.weight": w[theirs].T for ours, theirs in linear.items()}
+    renamed |= {f"{ours}.down.weight": w[f"{theirs}1"].T for ours, theirs in low.items()}
+    renamed |= {f"{ours}.up.weight": w[f"{theirs}2"].T for ours, theirs in low.items()}
+    renamed |= {
+        "shift.mix": 1 - shares[None],
+        "decay.bias": w["w0"],
+        "rate.bias": w["a0"],
+        "removal_scale": w["k_k"],
+        "rate_scale": w["k_a"],
+        "bonus": w["r_k"].unflatten(0, (-1, settings["head_width"])),
+        "norm.weight": w["ln_w"],
+        "norm.bias": w["ln_b"],
+    }
+    mixer = RWKV7(len(w["w0"]), settings["head_width"], rank=w["w1"].shape[1])
+    return load(mixer.to(shares.dtype), renamed)
+
+
+# ---------------------------------------------------------------- convolution and spikes
+
+
+def conv(w: Weights, settings: Settings) -> Mixer:
+    kernel = w["weight"].shape[2]
+    mixer = CausalConv(DIM, kernel, depthwise=False, **settings).to(w["weight"].dtype)
+    return load(mixer, {name: w[name] for name in ("weight", "bias")})
+
+
+def lif(w: Weights, settings: Settings) -> Mixer:
+    return LIF(DIM).to(w["beta"].dtype)
+
+
+KINDS: dict[str, Entry] = {
+    "slstm": Entry("SLSTM, 4 heads", slstm, dict, first_named("h", "c", "n", "m"), "xlstm"),
+    "lru": Entry("LRU", lru, dict, first_named("memory"), "bench"),
+    "lru s5": Entry("LRU", s5, dict, first_named("memory"), "bench"),
+    "retention yet-another": Entry("Retention", retention, _retained, first_named("memory"), "bench"),
+    "retention torchscale": Entry("Retention", retention, _retained, first_named("memory"), "bench"),
+    "rwkv7": Entry("RWKV7", rwkv7, dict, first_named("last", "memory"), "bench"),
+    "conv tcn": Entry("CausalConv, dense, dilation 3", conv, dict, first_named("tail"), "bench"),
+    "lif": Entry("LIF", lif, dict, first_named("membrane"), "bench"),
+}
