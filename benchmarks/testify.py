@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.witness_attention import ATTENTION
 from benchmarks.witness_layers import LAYERS
 from benchmarks.witness_ops import OPS
 from benchmarks.witness_small import SMALL
 from benchmarks.witness_parts import BATCH, MORE, STEPS
 
-WITNESSES = LAYERS | OPS | SMALL
+WITNESSES = LAYERS | ATTENTION | SMALL | OPS
 
 
 def _keep_float64() -> None:

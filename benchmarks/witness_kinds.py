@@ -4,8 +4,6 @@ ours."""
 from __future__ import annotations
 
 import math
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,6 +105,50 @@ def rwkv7(w: Weights, settings: Settings) -> Mixer:
     return load(mixer.to(shares.dtype), renamed)
 
 
+# ---------------------------------------------------------------- attention
+
+
+def attention(w: Weights, settings: Settings) -> Mixer:
+    joined = lambda part: torch.cat([w[f"{name}_proj.{part}"] for name in "qkv"])
+    return _attention({part: joined(part) for part in ("weight", "bias")}, _part(w, "o_proj"), settings)
+
+
+def _part(w: Weights, name: str) -> dict[str, Tensor]:
+    return {part: w[f"{name}.{part}"] for part in ("weight", "bias")}
+
+
+def _attention(project: Weights, output: Weights, settings: Settings) -> Mixer:
+    renamed = {f"{ours}.{part}": value for ours, parts in (("project", project), ("output", output))
+               for part, value in parts.items()}  # fmt: skip
+    return load(Attention(DIM, **settings).to(output["weight"].dtype), renamed)
+
+
+def bloom(w: Weights, settings: Settings) -> Mixer:
+    """Queries, keys and values stand side by side in each head."""
+    heads = settings["heads"]
+    by_kind = lambda t: t.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+    project = {part: by_kind(value) for part, value in _part(w, "query_key_value").items()}
+    return _attention(project, _part(w, "dense"), settings)
+
+
+def gpt2(w: Weights, settings: Settings) -> Mixer:
+    project, output = ({"weight": w[f"{name}.weight"].T, "bias": w[f"{name}.bias"]} for name in ("c_attn", "c_proj"))
+    return _attention(project, output, settings)
+
+
+def torchs_own(w: Weights, settings: Settings) -> Mixer:
+    project = {part: w[f"in_proj_{part}"] for part in ("weight", "bias")}
+    return _attention(project, _part(w, "out_proj"), settings)
+
+
+def _cached(arena: KVArena) -> dict[str, Tensor]:
+    """What the next step can see, oldest first."""
+    filled = int(arena.count[0])
+    seen = filled if arena.window is None else min(filled, arena.window - 1)
+    places = torch.arange(filled - seen, filled) % arena.slots
+    return {"keys": arena.keys[:, places].transpose(1, 2), "values": arena.values[:, places].transpose(1, 2)}
+
+
 # ---------------------------------------------------------------- convolution and spikes
 
 
@@ -121,6 +163,12 @@ def lif(w: Weights, settings: Settings) -> Mixer:
 
 
 KINDS: dict[str, Entry] = {
+    "attention starcoder2": Entry("Attention, window, grouped", attention, dict, _cached),
+    "attention llama": Entry("Attention", attention, dict, _cached),
+    "attention recurrent-gemma": Entry("Attention, half-rotary, window", attention, dict, _cached),
+    "attention bloom": Entry("Attention, alibi", bloom, dict, _cached),
+    "attention gpt2": Entry("Attention, no positions", gpt2, dict, _cached),
+    "attention torch": Entry("Attention, no positions", torchs_own, dict, _cached, None),
     "slstm": Entry("SLSTM, 4 heads", slstm, dict, first_named("h", "c", "n", "m"), "xlstm"),
     "lru": Entry("LRU", lru, dict, first_named("memory"), "bench"),
     "lru s5": Entry("LRU", s5, dict, first_named("memory"), "bench"),

@@ -191,6 +191,24 @@ def gated_delta(dtype: torch.dtype) -> Witness:
     return _transformers_mixer(module, config, "Qwen3NextGatedDeltaNet")
 
 
+def gated_delta_reflecting(dtype: torch.dtype) -> Witness:
+    from transformers import OlmoHybridConfig
+    from transformers.models.olmo_hybrid.modeling_olmo_hybrid import OlmoHybridGatedDeltaNet
+
+    heads, keys, values = 4, 4, 8
+    config = OlmoHybridConfig(
+        hidden_size=DIM, linear_num_value_heads=heads, linear_num_key_heads=heads, linear_key_head_dim=keys,
+        linear_value_head_dim=values, num_hidden_layers=2, layer_types=["linear_attention", "full_attention"],
+        linear_allow_neg_eigval=True, num_attention_heads=4,
+    )  # fmt: skip
+    module = OlmoHybridGatedDeltaNet(config, 0)
+    module.o_norm.variance_epsilon = 1e-6
+    randomize(module, dtype, A_log=lambda z: 0.5 * z, weight=lambda z: z / 4 if z.dim() > 1 else 1 + 0.3 * z)
+    witness = _transformers_mixer(module, config, "OlmoHybridGatedDeltaNet")
+    witness.settings["reflect"], witness.note = True, "the epsilon of its norm is set to 1e-6"
+    return witness
+
+
 def _torch_recurrence(kind: str) -> Callable[[torch.dtype], Witness]:
     def build(dtype: torch.dtype) -> Witness:
         module = getattr(nn, kind)(DIM, DIM, batch_first=True)
@@ -241,6 +259,7 @@ LAYERS: dict[str, Callable[[torch.dtype], Witness]] = {
     "rwkv4": rwkv4,
     "mlstm": mlstm,
     "gated-delta": gated_delta,
+    "gated-delta olmo": gated_delta_reflecting,
     "gru": _torch_recurrence("GRU"),
     "lstm": _torch_recurrence("LSTM"),
     "elman": _torch_recurrence("RNN"),

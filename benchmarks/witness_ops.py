@@ -165,9 +165,8 @@ def scan(p: Parts, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
 
 
 _STRONG = {"k": _unit, "beta": _twice_sigmoid}
-_FLOAT32 = "its constants and buffers in float32 are made in float64 for the rows in float64"
 OPS: dict[str, Callable[[torch.dtype], Witness]] = {
-    "op retention": _witness("naive_retention", retention, MATRIX, continues=False, note=_FLOAT32),
+    "op retention": _witness("naive_retention", retention, MATRIX, continues=False),
     "op simple-gla": _witness("naive_recurrent_simple_gla", simple_gla, MATRIX | {"g": PER_HEAD}),
     "op simple-gla chunks": _witness("naive_chunk_simple_gla", simple_gla_chunks, MATRIX | {"g": PER_HEAD}),
     "op linear-attention": _witness("naive_recurrent_linear_attn", linear_attention, MATRIX),

@@ -12,6 +12,7 @@ from benchmarks.witness_parts import DIM
 from transduce.core.protocols import Mixer
 from transduce.nn import MLSTM, RWKV4, GatedDeltaNet, GriffinRecurrent, Mamba, Mamba2, MinGRU, from_torch
 
+
 def _conv(w: Weights, name: str = "conv1d") -> dict[str, Tensor]:
     """A depthwise nn.Conv1d; a missing bias is zero."""
     weight = w[f"{name}.weight"][:, 0]
@@ -101,6 +102,23 @@ def gated_delta(w: Weights, settings: Settings) -> Mixer:
     return load(mixer, renamed | _under("rule.conv", _conv(w)))
 
 
+def gated_delta_reflecting(w: Weights, settings: Settings) -> Mixer:
+    heads = len(w["A_log"])
+    renamed = {
+        "rule.input.weight": torch.cat([w[f"{part}_proj.weight"] for part in "qkv"]),
+        "strength.weight": w["b_proj.weight"],
+        "decay.weight": w["a_proj.weight"],
+        "decay.bias": w["dt_bias"],
+        "rate": w["A_log"],
+        "output.gain": w["o_norm.weight"],
+        "output.gate.weight": w["g_proj.weight"],
+        "output.output.weight": w["o_proj.weight"],
+    }
+    expansion = len(w["v_proj.weight"]) // len(w["q_proj.weight"])
+    mixer = GatedDeltaNet(DIM, heads, expansion=expansion, **settings).to(w["A_log"].dtype)
+    return load(mixer, renamed | _under("rule.conv", _conv(w)))
+
+
 def _torch(kind: str) -> Callable[[Weights, Settings], Mixer]:
     def build(w: Weights, settings: Settings) -> Mixer:
         module = getattr(nn, kind)(DIM, DIM, batch_first=True).to(w["weight_hh_l0"].dtype)
@@ -159,6 +177,7 @@ LAYERS: dict[str, Entry] = {
         lambda s: _unscaled(s.memory, s.normaliser, s.stabiliser),
     ),
     "gated-delta": Entry("GatedDeltaNet", gated_delta, _mamba.theirs, _convolved),
+    "gated-delta olmo": Entry("GatedDeltaNet, reflecting", gated_delta_reflecting, _mamba.theirs, _convolved),
     "gru": Entry("GRU", _torch("GRU"), dict, first_named("h"), None),
     "lstm": Entry("LSTM", _torch("LSTM"), dict, first_named("h", "c"), None),
     "elman": Entry("Elman", _torch("RNN"), dict, first_named("h"), None),

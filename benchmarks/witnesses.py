@@ -1,7 +1,7 @@
 """Our layers against the same layers of other packages, with the same weights: ``python -m benchmarks.witnesses --venvs
 FOLDER``.
 
-Another package's layer (``benchmarks/witness_*.py``) runs in a process and a virtual environment of its own and
+Another package's layer (``benchmarks/testify.py``) runs in a process and a virtual environment of its own and
 writes its weights, inputs and results; here the weights go into our layer, which must give the same outputs,
 gradients, states and further steps. The table goes to results/witnesses.json and docs/witnesses.md.
 """
@@ -146,11 +146,13 @@ def _cell(value: float | str | None) -> str:
 
 PAGE = """# Independent witnesses
 
-Each row is one of our layers with the weights of the same layer of another package, on the same inputs. Errors are
+Each row is one of our layers with the weights of the same layer of another package, on the same inputs; a name in lower
+case is one of our operations (`transduce.ops`), fed the tensors that another package's function is fed. Errors are
 relative to the larger of 1 and the witness's largest number: of the outputs of {steps} steps, of the gradient of the
 inputs, of the state behind them, and of the outputs of further steps, taken one by one from that state. The witness
 runs in a process and an environment of its own and shares no code with ours. In float64 its casts to float32 are
-switched off, so that the equation is compared.
+switched off, and what it makes in float32 is made in float64, so that the equation is compared. A row without a state
+is of a witness that takes or gives none.
 
 The last column is about the witness alone: how far it is from its own answer when the sequence is fed to it in two
 chunks through its cache. Our layers give the same answer for every chunking by law (`transduce laws`).
