@@ -8,6 +8,7 @@ that many of these layers contain are switched off: what is compared is the equa
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.witness_attention import ATTENTION
+from benchmarks.witness_fla import FLA
 from benchmarks.witness_layers import LAYERS
 from benchmarks.witness_ops import OPS
 from benchmarks.witness_small import SMALL
-from benchmarks.witness_parts import BATCH, MORE, STEPS
+from benchmarks.witness_parts import BATCH, MORE, STEPS, Witness
 
-WITNESSES = LAYERS | ATTENTION | SMALL | OPS
+WITNESSES = LAYERS | ATTENTION | SMALL | FLA | OPS
 
 
 def _keep_float64() -> None:
@@ -52,6 +54,11 @@ def testify(name: str, dtype: torch.dtype) -> dict[str, Any]:
         _keep_float64()
     torch.manual_seed(0)
     witness = WITNESSES[name](dtype)
+    with witness.within():
+        return _heard(witness, dtype)
+
+
+def _heard(witness: Witness, dtype: torch.dtype) -> dict[str, Any]:
     g = torch.Generator().manual_seed(1)
     noise = torch.randn(BATCH, STEPS + MORE, witness.width, generator=g, dtype=torch.float64)
     x = witness.inputs(noise).to(dtype)
@@ -90,6 +97,7 @@ def path_of(folder: Path, name: str) -> Path:
 
 
 def main(dtype: str, folder: str, *names: str) -> None:
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels without a device; it counts when they are first imported
     for name in names:
         try:
             found = testify(name, getattr(torch, dtype))

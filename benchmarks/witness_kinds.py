@@ -1,17 +1,28 @@
-"""How the weights and states of :mod:`benchmarks.witness_small` and :mod:`benchmarks.witness_attention` are called in
-ours."""
+"""How the weights and states of :mod:`benchmarks.witness_small`, :mod:`benchmarks.witness_attention` and
+:mod:`benchmarks.witness_fla` are called in ours."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.witness_entry import Entry, Settings, Weights, first_named, load
 from benchmarks.witness_parts import DIM
 from transduce.core.protocols import Mixer
-from transduce.nn import LIF, LRU, RWKV7, SLSTM, Attention, CausalConv, Retention
+from transduce.nn import (
+    HGRN2,
+    LIF,
+    LRU,
+    RWKV7,
+    SLSTM,
+    Attention,
+    CausalConv,
+    DeltaNet,
+    GatedLinearAttention,
+    Retention,
+)
 from transduce.nn.arena import KVArena
 
 
@@ -82,6 +93,58 @@ def _retained(states: dict[str, Tensor]) -> dict[str, Tensor]:
     """Theirs scale keys where ours scales queries."""
     memory = states["memory"]
     return {"memory": _halves(memory.mT).mT * memory.shape[2] ** 0.5}
+
+
+def _values_first(states: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {"memory": states["memory"].mT}
+
+
+def _behind_conv(states: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {"tail": states["conv"][..., -3:].mT, "memory": states["memory"]}
+
+
+def gated_linear(w: Weights, settings: Settings) -> Mixer:
+    renamed = {
+        "input.weight": torch.cat([w[f"{part}_proj.weight"] for part in "qkvg"]),
+        "gate.0.weight": w["gk_proj.0.weight"],
+        "gate.1.weight": w["gk_proj.1.weight"],
+        "gate.1.bias": w["gk_proj.1.bias"],
+        "norm": w["g_norm_swish_gate.weight"],
+        "output.weight": w["o_proj.weight"],
+    }
+    return load(GatedLinearAttention(DIM, **settings).to(w["q_proj.weight"].dtype), renamed)
+
+
+class _Bound(nn.Module):
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("value", value)
+
+    def forward(self) -> Tensor:
+        return self.value
+
+
+def hgrn2(w: Weights, settings: Settings) -> Mixer:
+    renamed = {
+        "input.weight": torch.cat([w[f"{part}_proj.weight"] for part in "qfi"]),
+        "norm": w["g_norm.weight"],
+        "output.weight": w["o_proj.weight"],
+    }
+    mixer = HGRN2(DIM, **settings, bound=_Bound(w["lower_bound"]))
+    return load(mixer.to(w["lower_bound"].dtype), renamed)
+
+
+def delta(w: Weights, settings: Settings) -> Mixer:
+    conv = torch.cat([w[f"{part}_conv1d.weight"][:, 0] for part in "qkv"])
+    renamed = {
+        "rule.input.weight": torch.cat([w[f"{part}_proj.weight"] for part in "qkv"]),
+        "rule.conv.weight": conv,
+        "rule.conv.bias": torch.zeros_like(conv[:, 0]),
+        "strength.weight": w["b_proj.weight"],
+        "output.gain": w["o_norm.weight"],
+        "output.output.weight": w["o_proj.weight"],
+    }
+    return load(DeltaNet(DIM, **settings).to(conv.dtype), renamed)
 
 
 def rwkv7(w: Weights, settings: Settings) -> Mixer:
@@ -174,6 +237,9 @@ KINDS: dict[str, Entry] = {
     "lru s5": Entry("LRU", s5, dict, first_named("memory"), "bench"),
     "retention yet-another": Entry("Retention", retention, _retained, first_named("memory"), "bench"),
     "retention torchscale": Entry("Retention", retention, _retained, first_named("memory"), "bench"),
+    "gla fla": Entry("GatedLinearAttention", gated_linear, _values_first, first_named("memory"), "fla"),
+    "hgrn2 fla": Entry("HGRN2, one head, bounded", hgrn2, _values_first, first_named("memory"), "fla"),
+    "delta fla": Entry("DeltaNet, reflecting", delta, _behind_conv, first_named("tail", "memory"), "fla"),
     "rwkv7": Entry("RWKV7", rwkv7, dict, first_named("last", "memory"), "bench"),
     "conv tcn": Entry("CausalConv, dense, dilation 3", conv, dict, first_named("tail"), "bench"),
     "lif": Entry("LIF", lif, dict, first_named("membrane"), "bench"),

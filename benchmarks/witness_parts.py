@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Callable, Iterator
 from unittest.mock import patch
@@ -21,7 +21,8 @@ Step = Callable[[Tensor], Tensor]
 class Witness:
     """``run(x)`` computes the whole sequence from a fresh start. ``begin()`` makes a ``feed``, a function that takes
     chunks one after the other, and ``states()`` which tells the state behind what was fed. ``settings`` are for our
-    layer; ``note``: what had to be changed or worked around. ``inputs`` makes of noise (B,T,width) what may be fed."""
+    layer; ``note``: what had to be changed or worked around. ``inputs`` makes of noise (B,T,width) what may be fed.
+    Everything happens ``within`` a context, backward passes too."""
 
     package: str
     layer: str
@@ -32,6 +33,7 @@ class Witness:
     note: str = ""
     width: int = DIM
     inputs: Step = lambda noise: noise
+    within: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 def randomize(module: nn.Module, dtype: torch.dtype, **special: Callable[[Tensor], Tensor]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from benchmarks import selective, witnesses
 from benchmarks.testify import WITNESSES
 from benchmarks.testify import testify as heard
 from benchmarks.witness_entry import load
-from benchmarks.witness_parts import float32_means, randomize, split
+from benchmarks.witness_parts import Witness, float32_means, randomize, split
 from benchmarks.witnesses import ENTRIES, Row, compare, page
 from transduce.nn import RWKV4
 
@@ -98,6 +99,24 @@ def test_what_a_witness_makes_in_float32_is_made_in_the_dtype_of_the_row_only_wh
     with pytest.raises(ValueError), float32_means(torch.float64):
         raise ValueError
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_witness_is_heard_within_its_context_backward_too(monkeypatch):
+    open_now = []
+
+    @contextmanager
+    def within():
+        open_now.append(True)
+        yield
+        open_now.clear()
+
+    def build(dtype):
+        seen = torch.nn.Linear(16, 16)
+        check = lambda x: (x.register_hook(lambda g: open_now or pytest.fail("left before the backward pass")), seen(x))[1]
+        return Witness("torch", "Linear", seen, check, within=within)
+
+    monkeypatch.setitem(WITNESSES, "linear", build)
+    assert heard("linear", torch.float32)["dx"].shape == (2, 37, 16) and not open_now
 
 
 def test_complex_weights_keep_their_imaginary_part_in_either_precision():
