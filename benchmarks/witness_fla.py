@@ -73,8 +73,8 @@ def hgrn2(dtype: torch.dtype) -> Witness:
     home.rms_norm_linear = partial(layernorm.rms_norm_linear, eps=1e-5 / DIM)
     witness = _witness("HGRN2Attention", module, {"heads": 1}, lower_bound=module.lower_bound)
     witness.note += (
-        f"; it divides what is read by sqrt(K) = {DIM**0.5:g}, which its norm takes out again up to the epsilon, so the "
-        "norm is given one that is K times as small"
+        f"; it divides what is read by sqrt(K) = {DIM**0.5:g}, which its norm takes out again up to the epsilon, so "
+        "the norm is given one that is K times as small"
     )
     return witness
 

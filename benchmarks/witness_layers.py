@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any, Callable
 
 import torch
@@ -232,22 +233,23 @@ def _torch_recurrence(kind: str) -> Callable[[torch.dtype], Witness]:
     return build
 
 
-def min_gru(dtype: torch.dtype) -> Witness:
-    from minGRU_pytorch import minGRU
+def _min(layer: str) -> Callable[[torch.dtype], Witness]:
+    def build(dtype: torch.dtype) -> Witness:
+        module = getattr(import_module(f"minGRU_pytorch.{layer}"), layer)(DIM, expansion_factor=1.5)
+        randomize(module, dtype)
 
-    module = minGRU(DIM, expansion_factor=1.5)
-    randomize(module, dtype)
+        def begin() -> tuple[Step, Callable[[], dict[str, Tensor]]]:
+            kept: list[Any] = [None]
 
-    def begin() -> tuple[Step, Callable[[], dict[str, Tensor]]]:
-        kept: list[Any] = [None]
+            def feed(x: Tensor) -> Tensor:
+                y, kept[0] = module(x, kept[0], return_next_prev_hidden=True)
+                return y
 
-        def feed(x: Tensor) -> Tensor:
-            y, kept[0] = module(x, kept[0], return_next_prev_hidden=True)
-            return y
+            return feed, lambda: {"h": kept[0][:, 0]}
 
-        return feed, lambda: {"h": kept[0][:, 0]}
+        return Witness("minGRU-pytorch", layer, module, lambda x: module(x), begin)
 
-    return Witness("minGRU-pytorch", "minGRU", module, lambda x: module(x), begin)
+    return build
 
 
 LAYERS: dict[str, Callable[[torch.dtype], Witness]] = {
@@ -263,5 +265,6 @@ LAYERS: dict[str, Callable[[torch.dtype], Witness]] = {
     "gru": _torch_recurrence("GRU"),
     "lstm": _torch_recurrence("LSTM"),
     "elman": _torch_recurrence("RNN"),
-    "min-gru": min_gru,
+    "min-gru": _min("minGRU"),
+    "min-lstm": _min("minLSTM"),
 }

@@ -1,7 +1,7 @@
-"""The plain torch functions that flash-linear-attention checks its kernels against. Nothing of transduce is imported here.
+"""The plain torch functions that flash-linear-attention checks its kernels against.
 
-Each is fed tensors, not the input of a layer: x (B,T,width) holds the function's arguments side by side, so that the
-gradient of x is that of all of them.
+Nothing of transduce is imported here. Each is fed tensors, not the input of a layer: x (B,T,width) holds the function's
+arguments side by side, so that the gradient of x is that of all of them.
 """
 
 from __future__ import annotations

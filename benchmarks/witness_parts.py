@@ -50,7 +50,8 @@ def randomize(module: nn.Module, dtype: torch.dtype, **special: Callable[[Tensor
             else:
                 value = 0.5 * noise
             if p.is_complex():
-                value = torch.complex(value, torch.randn(p.shape, generator=g, dtype=torch.float64) / p.shape[-1] ** 0.5)
+                imaginary = torch.randn(p.shape, generator=g, dtype=torch.float64) / p.shape[-1] ** 0.5
+                value = torch.complex(value, imaginary)
                 value = special.get(f"complex {last}", lambda z: z)(value)
                 p.data = p.data.to(dtype.to_complex())
             p.copy_(value)

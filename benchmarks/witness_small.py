@@ -123,7 +123,8 @@ def yet_another_retention(dtype: torch.dtype) -> Witness:
         "its angles are set to those of rotary positions"
     )
     settings = {"decays": decays, "expansion": 1}
-    return Witness("yet-another-retnet", "MultiScaleRetention", module, lambda x: module(x, x, x)[0], begin, settings, note)
+    run = lambda x: module(x, x, x)[0]
+    return Witness("yet-another-retnet", "MultiScaleRetention", module, run, begin, settings, note)
 
 
 def torchscale_retention(dtype: torch.dtype) -> Witness:
@@ -160,8 +161,8 @@ def torchscale_retention(dtype: torch.dtype) -> Witness:
         return feed, lambda: {"memory": (kept["prev_key_value"] * kept["scale"].sqrt()[:, None, None]).mT}
 
     note = (
-        "it is handed the angles of rotary positions and the plain powers of the decays; it divides scores and states by "
-        "numbers that its norm takes out again up to the norm's epsilon, so its values are given large weights"
+        "it is handed the angles of rotary positions and the plain powers of the decays; it divides scores and states "
+        "by numbers that its norm takes out again up to the norm's epsilon, so its values are given large weights"
     )
     settings = {"decays": decays.tolist(), "expansion": 2}
     return Witness("torchscale", "MultiScaleRetention", module, run, begin, settings, note)

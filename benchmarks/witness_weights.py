@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from benchmarks.witness_entry import Entry, Settings, Weights, first_named, load
 from benchmarks.witness_parts import DIM
 from transduce.core.protocols import Mixer
-from transduce.nn import MLSTM, RWKV4, GatedDeltaNet, GriffinRecurrent, Mamba, Mamba2, MinGRU, from_torch
+from transduce.nn import MLSTM, RWKV4, GatedDeltaNet, GriffinRecurrent, Mamba, Mamba2, MinGRU, MinLSTM, from_torch
 
 
 def _conv(w: Weights, name: str = "conv1d") -> dict[str, Tensor]:
@@ -128,12 +128,20 @@ def _torch(kind: str) -> Callable[[Weights, Settings], Mixer]:
     return build
 
 
-def min_gru(w: Weights, settings: Settings) -> Mixer:
-    hidden, gate = w["to_hidden_and_gate.weight"].chunk(2)
-    out = w["to_out.weight"]
-    renamed = {"input.weight": torch.cat((gate, hidden)), "input.bias": torch.zeros(2 * len(gate)),
-               "project.weight": out, "project.bias": torch.zeros(DIM)}  # fmt: skip
-    return load(MinGRU(DIM, expansion=len(gate) / DIM, form="log").to(out.dtype), renamed)
+def _min(kind: Callable[..., Mixer], layer: str, *order: int) -> Callable[[Weights, Settings], Mixer]:
+    """``order``: which of their rows, hidden first, are ours."""
+
+    def build(w: Weights, settings: Settings) -> Mixer:
+        parts, out = w[f"{layer}.weight"].chunk(len(order)), w["to_out.weight"]
+        renamed = {
+            "input.weight": torch.cat([parts[i] for i in order]),
+            "input.bias": out.new_zeros(len(order) * out.shape[1]),
+            "project.weight": out,
+            "project.bias": out.new_zeros(DIM),
+        }
+        return load(kind(DIM, expansion=out.shape[1] / DIM, form="log").to(out.dtype), renamed)
+
+    return build
 
 
 # ---------------------------------------------------------------- states in common terms
@@ -181,5 +189,8 @@ LAYERS: dict[str, Entry] = {
     "gru": Entry("GRU", _torch("GRU"), dict, first_named("h"), None),
     "lstm": Entry("LSTM", _torch("LSTM"), dict, first_named("h", "c"), None),
     "elman": Entry("Elman", _torch("RNN"), dict, first_named("h"), None),
-    "min-gru": Entry('MinGRU, form="log"', min_gru, dict, first_named("h"), "bench"),
+    "min-gru": Entry('MinGRU, form="log"', _min(MinGRU, "to_hidden_and_gate", 1, 0), dict, first_named("h"), "bench"),
+    "min-lstm": Entry(
+        'MinLSTM, form="log"', _min(MinLSTM, "to_hidden_and_f_i_gate", 1, 2, 0), dict, first_named("h"), "bench"
+    ),
 }
