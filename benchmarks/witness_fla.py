@@ -74,7 +74,7 @@ def hgrn2(dtype: torch.dtype) -> Witness:
     witness = _witness("HGRN2Attention", module, {"heads": 1}, lower_bound=module.lower_bound)
     witness.note += (
         f"; it divides what is read by sqrt(K) = {DIM**0.5:g}, which its norm takes out again up to the epsilon, so "
-        "the norm is given one that is K times as small"
+        "the norm is given one that is K times as small; it is told not to be the first layer, which has no lower bound"
     )
     return witness
 
