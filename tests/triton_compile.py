@@ -16,7 +16,7 @@ from triton.compiler import ASTSource
 ARCHITECTURE, SHARED = 90, 227 << 10
 """The device, and the bytes of shared memory that a program may have there."""
 BYTES = ("resets", "held", "mask", "wins")
-NUMBERS = ("steps", "heads", "rows", "width", "values", "slots", "lines", "states", "to_row", "to_column")
+NUMBERS = ("steps", "heads", "rows", "width", "values", "slots", "lines", "order", "to_row", "to_column")
 NUMBERS += tuple(f"{x}_{of}" for x in "axh" for of in ("row", "line", "step", "channel", "part"))
 CHUNKS = {"chunk": 32, "wide": 64, "block": 32, "warps": 8}
 WIDE = {"chunk": 16, "wide": 256, "block": 16, "warps": 8}

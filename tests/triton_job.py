@@ -76,6 +76,7 @@ def main() -> None:
         op = getattr(importlib.import_module(f"transduce.ops.{module}"), op)
         assert "triton" in op.backends
         cases = [case for case in map(smaller, op.all_cases()) if fits(op, case)]
+        cases = cases[:: 2 if len(cases) > 10 else 1]
         found: dict[str, Any] = {"op": name, "comparisons": 0, "refused": [], "broken": ""}
         try:
             record = check_op(op, ["triton"], dtypes=[torch.float32], cases=cases)

@@ -22,56 +22,56 @@ def _advance(h, x_t, dt_t, b_t, rate):  # noqa: ANN001, ANN202 (triton's own sig
 
 @triton.jit
 def _forward(  # noqa: ANN001, ANN202
-    x, dt, a, b, c, h0, h_last, y, marks, resets, steps, width, states,
+    x, dt, a, b, c, h0, h_last, y, marks, resets, steps, width, order,
     keep: tl.constexpr, restarts: tl.constexpr, span: tl.constexpr, block: tl.constexpr, room: tl.constexpr,
 ):
     """``marks``: the state before every ``span``-th step, (B,T/span,D,N)."""
     row = tl.program_id(0).to(tl.int64)
     channel, n = tl.program_id(1) * block + tl.arange(0, block), tl.arange(0, room)
-    inside, used = channel < width, n < states
+    inside, used = channel < width, n < order
     both = inside[:, None] & used[None, :]
-    entry = channel[:, None] * states + n[None, :]
+    entry = channel[:, None] * order + n[None, :]
     rate = tl.load(a + entry, mask=both, other=0.0)
-    h = tl.load(h0 + row * width * states + entry, mask=both, other=0.0)
+    h = tl.load(h0 + row * width * order + entry, mask=both, other=0.0)
     spans = (steps + span - 1) // span
     for part in range(0, spans):
         if keep:
-            tl.store(marks + (row * spans + part) * width * states + entry, h, mask=both)
+            tl.store(marks + (row * spans + part) * width * order + entry, h, mask=both)
         for t in range(part * span, tl.minimum(part * span + span, steps)):
             step = row * steps + t
             x_t = tl.load(x + step * width + channel, mask=inside, other=0.0)
             dt_t = tl.load(dt + step * width + channel, mask=inside, other=0.0)
-            b_t = tl.load(b + step * states + n, mask=used, other=0.0)
-            c_t = tl.load(c + step * states + n, mask=used, other=0.0)
+            b_t = tl.load(b + step * order + n, mask=used, other=0.0)
+            c_t = tl.load(c + step * order + n, mask=used, other=0.0)
             if restarts:
                 h = tl.where(tl.load(resets + step) != 0, 0.0, h)
             h = _advance(h, x_t, dt_t, b_t, rate)
             tl.store(y + step * width + channel, tl.sum(h * c_t[None, :], 1), mask=inside)
-    tl.store(h_last + row * width * states + entry, h, mask=both)
+    tl.store(h_last + row * width * order + entry, h, mask=both)
 
 
 @triton.jit
 def _backward(  # noqa: ANN001, ANN202
-    x, dt, a, b, c, marks, dy, dh, dx, ddt, da, db, dc, dh0, scratch, resets, steps, width, states,
+    x, dt, a, b, c, marks, dy, dh, dx, ddt, da, db, dc, dh0, scratch, resets, steps, width, order,
     restarts: tl.constexpr, span: tl.constexpr, block: tl.constexpr, room: tl.constexpr,
 ):
     """``scratch``: room for the states of a span, one for each program. db and dc: one for each block of channels,
     (B,blocks,T,N); da: one for each row, (B,D,N)."""
     row, blocks = tl.program_id(0).to(tl.int64), tl.num_programs(1)
     channel, n = tl.program_id(1) * block + tl.arange(0, block), tl.arange(0, room)
-    inside, used = channel < width, n < states
+    inside, used = channel < width, n < order
     both = inside[:, None] & used[None, :]
-    entry = channel[:, None] * states + n[None, :]
+    entry = channel[:, None] * order + n[None, :]
     program = row * blocks + tl.program_id(1)
     own = program * span * block * room + tl.arange(0, block)[:, None] * room + n[None, :]
     rate = tl.load(a + entry, mask=both, other=0.0)
-    g = tl.load(dh + row * width * states + entry, mask=both, other=0.0)
+    g = tl.load(dh + row * width * order + entry, mask=both, other=0.0)
     d_rate = tl.zeros_like(g)
     spans = (steps + span - 1) // span
     for walked in range(0, spans):
         part = spans - 1 - walked
         last = tl.minimum(part * span + span, steps)
-        h = tl.load(marks + (row * spans + part) * width * states + entry, mask=both, other=0.0)
+        h = tl.load(marks + (row * spans + part) * width * order + entry, mask=both, other=0.0)
         for t in range(part * span, last):
             step = row * steps + t
             if restarts:
@@ -79,7 +79,7 @@ def _backward(  # noqa: ANN001, ANN202
             tl.store(scratch + own + (t - part * span) * block * room, h)
             x_t = tl.load(x + step * width + channel, mask=inside, other=0.0)
             dt_t = tl.load(dt + step * width + channel, mask=inside, other=0.0)
-            b_t = tl.load(b + step * states + n, mask=used, other=0.0)
+            b_t = tl.load(b + step * order + n, mask=used, other=0.0)
             h = _advance(h, x_t, dt_t, b_t, rate)
         tl.debug_barrier()
         for back in range(0, last - part * span):
@@ -88,8 +88,8 @@ def _backward(  # noqa: ANN001, ANN202
             before = tl.load(scratch + own + (t - part * span) * block * room)
             x_t = tl.load(x + step * width + channel, mask=inside, other=0.0)
             dt_t = tl.load(dt + step * width + channel, mask=inside, other=0.0)
-            b_t = tl.load(b + step * states + n, mask=used, other=0.0)
-            c_t = tl.load(c + step * states + n, mask=used, other=0.0)
+            b_t = tl.load(b + step * order + n, mask=used, other=0.0)
+            c_t = tl.load(c + step * order + n, mask=used, other=0.0)
             dy_t = tl.load(dy + step * width + channel, mask=inside, other=0.0)
             g += dy_t[:, None] * c_t[None, :]
             faded = g * tl.exp(dt_t[:, None] * rate)
@@ -97,7 +97,7 @@ def _backward(  # noqa: ANN001, ANN202
             d_rate += dt_t[:, None] * passed
             tl.store(ddt + step * width + channel, tl.sum(passed * rate, 1) + x_t * written, mask=inside)
             tl.store(dx + step * width + channel, dt_t * written, mask=inside)
-            shared = (program * steps + t) * states + n
+            shared = (program * steps + t) * order + n
             tl.store(db + shared, tl.sum(g * (dt_t * x_t)[:, None], 0), mask=used)
             h = _advance(before, x_t, dt_t, b_t, rate)
             tl.store(dc + shared, tl.sum(h * dy_t[:, None], 0), mask=used)
@@ -105,8 +105,8 @@ def _backward(  # noqa: ANN001, ANN202
             if restarts:
                 g = tl.where(tl.load(resets + step) != 0, 0.0, g)
         tl.debug_barrier()
-    tl.store(da + row * width * states + entry, d_rate, mask=both)
-    tl.store(dh0 + row * width * states + entry, g, mask=both)
+    tl.store(da + row * width * order + entry, d_rate, mask=both)
+    tl.store(dh0 + row * width * order + entry, g, mask=both)
 
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
