@@ -20,11 +20,16 @@ from transduce.train.check import Check, train_steps
 from transduce.train.plots import attention_map, curves
 
 STORIES, HELD_OUT, EPOCHS, BATCH_SYMBOLS = 6000, 1000, 25, 2112
+LINEAR_EPOCHS = 4
+"""Of the linear start, as published with small first weights, for every kind but the two that say otherwise. The
+published rule, until the held-out loss stops falling, ends it after two to eight epochs on other seeds; all of these
+learn, but where it lasts long the second hop may read the holder again and leave the place to the third."""
 KINDS: dict[str, dict[str, Any]] = {
     "1 hop": {"hops": 1},
     "2 hops": {"hops": 2},
     "3 hops": {},
-    "3 hops, linear start": {},
+    "3 hops, linear until the loss stops": {},
+    "3 hops, no linear start": {},
     "3 hops, layer-wise": {"tying": "layer-wise"},
     "3 hops, no temporal vectors": {"temporal": False},
 }
@@ -80,15 +85,16 @@ def mass_on_place(model: MemoryNetwork, part: Encoded, hop: int) -> float:
 
 def train(kind: str, seed: int, data: Prepared, report: Check) -> tuple[MemoryNetwork, list[float]]:
     """25 epochs in batches of about 32 stories with Adam, the same for every kind; the model and its losses."""
-    from .memn2n import Config, memory_network
+    from .memn2n import Config, LinearStart, memory_network
 
     torch.manual_seed(seed)
-    model = memory_network(data.spec, Config(dim=32, **KINDS[kind]))
     loader = Loader(data.train, batch_symbols=BATCH_SYMBOLS, seed=seed)
     per_epoch = loader.batches_per_epoch
     steps = 4 if report.quick else EPOCHS * per_epoch
-    objective: Any = Likelihood()
-    if kind == "3 hops, linear start":
+    linear = 0 if kind == "3 hops, no linear start" else LINEAR_EPOCHS * per_epoch
+    model = memory_network(data.spec, Config(dim=32, linear_start=linear, **KINDS[kind]))
+    objective: Any = LinearStart(Likelihood(), model.hops, linear)
+    if kind == "3 hops, linear until the loss stops":
         objective = UntilItStopsFalling(model.hops, everything(data.valid), per_epoch)
     losses = train_steps(
         model, objective, iter(loader), steps, learning_rate=5e-3, clip=40.0, say=report.say,
