@@ -109,8 +109,8 @@ class MemoryHops(nn.Module):
 
     @torch.no_grad()
     def shrink(self) -> None:
-        """Fresh weights from :data:`SPREAD` to :data:`PUBLISHED_SPREAD`, for a linear start: without the softmax each hop
-        multiplies by a sum over all sentences, and three of them with the larger weights begin at a loss of 200 nats."""
+        """Fresh weights from :data:`SPREAD` to :data:`PUBLISHED_SPREAD`, for a linear start: without the softmax each
+        hop multiplies by a sum over all sentences, and three with the larger weights begin at a loss of 200 nats."""
         for weights in (self.embed, self.time, self.ask):
             if weights is not None:
                 weights.mul_(PUBLISHED_SPREAD / SPREAD)

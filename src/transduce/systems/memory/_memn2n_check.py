@@ -167,7 +167,8 @@ def _draw(report: Check, model: MemoryNetwork, part: Encoded, losses: dict[str, 
         labels=("", ""),
     )
     # Two or three hops, by the published rule or by ours, fall alike; seven lines are more than there are colours.
-    drawn = {kind: runs for kind, runs in losses.items() if kind not in ("2 hops", "3 hops, linear until the loss stops")}
+    hidden = ("2 hops", "3 hops, linear until the loss stops")
+    drawn = {kind: runs for kind, runs in losses.items() if kind not in hidden}
     epochs = {kind: len(runs[0]) for kind, runs in drawn.items()}
     curves(
         {kind: (range(1, epochs[kind] + 1), list(zip(*runs))) for kind, runs in drawn.items()},
