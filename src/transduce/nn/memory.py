@@ -17,9 +17,9 @@ from transduce.ops.attention import masked_softmax
 
 SPREAD = 0.3
 """Standard deviation of the first weights of a memory of sentences. The published 0.1 (section 4.2) makes all fits so
-alike at the start that Adam did not get beyond what one hop can do."""
+alike at the start that Adam did not get beyond what one hop can do, unless training starts linear."""
 PUBLISHED_SPREAD = 0.1
-"""That of the language model."""
+"""That of the language model, and of a memory of sentences for a linear start."""
 
 
 def position_weights(place: Tensor, count: Tensor, width: int) -> Tensor:
@@ -106,6 +106,14 @@ class MemoryHops(nn.Module):
         self.time = nn.Parameter(SPREAD * torch.randn(tables, capacity, dim)) if temporal else None
         self.ask = None if self.adjacent else nn.Parameter(SPREAD * torch.randn(num_symbols, dim))
         self.carry = None if self.adjacent else nn.Linear(dim, dim, bias=False)
+
+    @torch.no_grad()
+    def shrink(self) -> None:
+        """Fresh weights from :data:`SPREAD` to :data:`PUBLISHED_SPREAD`, for a linear start: without the softmax each
+        hop multiplies by a sum over all sentences, and three with the larger weights begin at a loss of 200 nats."""
+        for weights in (self.embed, self.time, self.ask):
+            if weights is not None:
+                weights.mul_(PUBLISHED_SPREAD / SPREAD)
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         parts = read_parts(ids, mask, self.separator)

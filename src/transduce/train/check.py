@@ -14,7 +14,7 @@ import subprocess
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence
 
 import torch
 
@@ -156,21 +156,31 @@ def machine() -> dict[str, Any]:
     }
 
 
+class Cycle(NamedTuple):
+    """One cycle of the rate: its peak, and the share of the steps after which it is reached."""
+
+    peak: float
+    warmup: float = 0.1
+
+
 def train_steps(
     model: Model,
     objective: Objective,
     batches: Iterator[Batch],
     steps: int,
     *,
-    learning_rate: float = 1e-3,
+    learning_rate: float | Cycle = 1e-3,
     clip: float = 1.0,
     say: Callable[[str], None] | None = None,
     label: str = "",
 ) -> list[float]:
     """A plain Adam loop for checks on generated data: one-cycle rate, clipping, no files. Returns the
     losses."""
-    optimiser = torch.optim.Adam(model.parameters(), lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps, pct_start=0.1)
+    cycle = learning_rate if isinstance(learning_rate, Cycle) else Cycle(learning_rate)
+    optimiser = torch.optim.Adam(model.parameters(), lr=cycle.peak)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, cycle.peak, total_steps=steps, pct_start=cycle.warmup
+    )
     generator = torch.Generator().manual_seed(0)
     model.train()
     losses: list[float] = []

@@ -20,11 +20,15 @@ from transduce.train.check import Check, train_steps
 from transduce.train.plots import attention_map, curves
 
 STORIES, HELD_OUT, EPOCHS, BATCH_SYMBOLS = 6000, 1000, 25, 2112
+LINEAR_EPOCHS = 4
+"""Of the linear start, as published with small first weights, for every kind but the two that say otherwise. The
+published rule, until the held-out loss stops falling, ends it after two to eight epochs on other seeds; all learn."""
 KINDS: dict[str, dict[str, Any]] = {
     "1 hop": {"hops": 1},
     "2 hops": {"hops": 2},
     "3 hops": {},
-    "3 hops, linear start": {},
+    "3 hops, linear until the loss stops": {},
+    "3 hops, no linear start": {},
     "3 hops, layer-wise": {"tying": "layer-wise"},
     "3 hops, no temporal vectors": {"temporal": False},
 }
@@ -80,15 +84,16 @@ def mass_on_place(model: MemoryNetwork, part: Encoded, hop: int) -> float:
 
 def train(kind: str, seed: int, data: Prepared, report: Check) -> tuple[MemoryNetwork, list[float]]:
     """25 epochs in batches of about 32 stories with Adam, the same for every kind; the model and its losses."""
-    from .memn2n import Config, memory_network
+    from .memn2n import Config, LinearStart, memory_network
 
     torch.manual_seed(seed)
-    model = memory_network(data.spec, Config(dim=32, **KINDS[kind]))
     loader = Loader(data.train, batch_symbols=BATCH_SYMBOLS, seed=seed)
     per_epoch = loader.batches_per_epoch
     steps = 4 if report.quick else EPOCHS * per_epoch
-    objective: Any = Likelihood()
-    if kind == "3 hops, linear start":
+    linear = 0 if kind == "3 hops, no linear start" else LINEAR_EPOCHS * per_epoch
+    model = memory_network(data.spec, Config(dim=32, linear_start=linear, **KINDS[kind]))
+    objective: Any = LinearStart(Likelihood(), model.hops, linear)
+    if kind == "3 hops, linear until the loss stops":
         objective = UntilItStopsFalling(model.hops, everything(data.valid), per_epoch)
     losses = train_steps(
         model, objective, iter(loader), steps, learning_rate=5e-3, clip=40.0, say=report.say,
@@ -139,7 +144,8 @@ def _claims(report: Check, right: dict[str, list[float]], mass: dict[str, list[f
             Claim("second_hop", "the first hop finds the holder, the second one the place", at_least=0.80),
             baseline=0.1,
         )
-    # With a hop to spare, seeds differ in which one reads the place: one may wait, or two may read it in part.
+    # With a hop to spare, seeds differ in which one reads the place: the second may read the holder once more, as its
+    # keys are what the first one found, and leave the place to the third, or both may read it in part.
     hops = [mass[f"3 hops, hop {k}"] for k in (1, 2, 3)]
     report.measure("3 hops: weight on the holder's last place, of the hop that reads it most", map(max, *hops))
     report.notes["weight on the holder's last place, by hop"] = {
@@ -160,9 +166,12 @@ def _draw(report: Check, model: MemoryNetwork, part: Encoded, losses: dict[str, 
         title=f"{story.question}? {story.answer}",
         labels=("", ""),
     )
-    epochs = {kind: len(runs[0]) for kind, runs in losses.items()}
+    # Two or three hops, by the published rule or by ours, fall alike; seven lines are more than there are colours.
+    hidden = ("2 hops", "3 hops, linear until the loss stops")
+    drawn = {kind: runs for kind, runs in losses.items() if kind not in hidden}
+    epochs = {kind: len(runs[0]) for kind, runs in drawn.items()}
     curves(
-        {kind: (range(1, epochs[kind] + 1), list(zip(*runs))) for kind, runs in losses.items()},
+        {kind: (range(1, epochs[kind] + 1), list(zip(*runs))) for kind, runs in drawn.items()},
         report.figure("loss"),
         x_label="epoch",
         y_label="training loss, nats a symbol",
