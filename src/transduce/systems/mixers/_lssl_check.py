@@ -20,7 +20,9 @@ from transduce.train.plots import curves
 
 from ._digits import digits
 
-WIDTH, STATE, LAYERS, EPOCHS, BATCH, RATE = 6, 64, 2, 8, 16, 3e-2
+WIDTH, STATE, LAYERS, EPOCHS, BATCH, RATE = 6, 64, 2, 16, 16, 3e-2
+"""Chosen on the validation part with three other seeds. After 8 epochs LegS was still learning (90.7 % there against
+95.8 % after 16), and on the test part of the check's own seeds it stood at 84.6 % with a gain of 17.8 points."""
 KINDS = {
     "legs": "LSSL, HiPPO-LegS kept",
     "random": "LSSL, random stable A kept",
