@@ -42,13 +42,14 @@ class BatchNorm(Mixer):
 
     While training, they are those of all valid steps of the batch, so a step then sees the others, later ones included;
     a running average is kept and used in evaluation, and wherever a state is passed: there the layer is a fixed map of
-    each step, and streaming is exact. A mixer without a state of its own, because it wants the mask.
+    each step, and streaming is exact. A mixer without a state of its own, because it wants the mask. ``gain``: its first
+    value, so the deviation of y before training.
     """
 
-    def __init__(self, dim: int, *, momentum: float = 0.1, eps: float = 1e-5) -> None:
+    def __init__(self, dim: int, *, momentum: float = 0.1, eps: float = 1e-5, gain: float = 1.0) -> None:
         super().__init__()
         self.momentum, self.eps = momentum, eps
-        self.weight, self.bias = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
+        self.weight, self.bias = nn.Parameter(torch.full((dim,), float(gain))), nn.Parameter(torch.zeros(dim))
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("variance", torch.ones(dim))
 
