@@ -153,6 +153,22 @@ def test_the_norm_of_a_batch_sees_valid_steps_only():
     assert bool(alone.isfinite().all())
 
 
+def test_the_fused_norm_is_the_plain_one():
+    fused, plain = BatchNorm(3, gain=2.0).double(), BatchNorm(3, gain=2.0).double()
+    x = 2 + 3 * normal(4, 7, 3)
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y, _ = fused(a)
+    z, _ = plain(b, mask=torch.ones(4, 7, dtype=torch.bool))
+    (y**3).sum().backward()
+    (z**3).sum().backward()
+    torch.testing.assert_close(y, z)
+    torch.testing.assert_close(y.std((0, 1), correction=0), torch.full((3,), 2.0, dtype=torch.float64), atol=1e-5, rtol=0)
+    torch.testing.assert_close(a.grad, b.grad)
+    torch.testing.assert_close(fused.weight.grad, plain.weight.grad)
+    torch.testing.assert_close(fused.mean, plain.mean)
+    torch.testing.assert_close(fused.variance, plain.variance)
+
+
 def test_a_front_reads_no_future():
     torch.manual_seed(0)
     net = Serial(patch_embedding(6, 4), lmuformer_block(6, memory=4)).double().eval()

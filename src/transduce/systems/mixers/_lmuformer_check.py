@@ -30,7 +30,7 @@ from transduce.train.plots import curves
 from ._digits import Sequences, digits
 from ._spoken import BANDS, Listener, spoken_digits, steps
 
-WIDTH, MEMORY, WINDOW, EPOCHS, BATCH, RATE, DECAY = 48, 32, 64.0, 24, 32, 6e-3, 0.1
+WIDTH, MEMORY, WINDOW, EPOCHS, BATCH, RATE, DECAY = 48, 32, 64.0, 48, 32, 6e-3, 0.1
 """MEMORY: 64 pixels are eight columns, and fewer than 2 x 8 + 1 coefficients cannot tell what repeats with every column."""
 SPIKING_EPOCHS, SPOKEN_EPOCHS = 72, 12
 POINTS = [i / 64 for i in range(1, 65)]
