@@ -2,7 +2,8 @@
 answers to spoken digits.
 
 All networks are taught alike: with noisy inputs, and to answer from the first 40 % of a sequence on, since who is only
-asked at the end does not learn to answer before it.
+asked at the end does not learn to answer before it. Epochs are few: behind three times as many a plain LMU is as good as
+LMUFormer on the validation part, 97 % both.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from transduce.train.plots import curves
 from ._digits import Sequences, digits
 from ._spoken import BANDS, Listener, spoken_digits, steps
 
-WIDTH, MEMORY, WINDOW, EPOCHS, BATCH, RATE, DECAY = 48, 32, 64.0, 48, 32, 6e-3, 0.1
+WIDTH, MEMORY, WINDOW, EPOCHS, BATCH, RATE, DECAY = 48, 32, 64.0, 16, 32, 6e-3, 0.1
 """MEMORY: 64 pixels are eight columns, and fewer than 2 x 8 + 1 coefficients cannot tell what repeats with every column."""
-SPIKING_EPOCHS, SPOKEN_EPOCHS = 72, 12
+SPIKING_EPOCHS, SPOKEN_EPOCHS = 96, 12
 POINTS = [i / 64 for i in range(1, 65)]
 """Shares of a sequence after which the answer is looked at."""
 KINDS = {"lmuformer": "LMUFormer", "spiking": "spiking LMUFormer", "gru": "GRU", "lmu": "plain LMU"}
