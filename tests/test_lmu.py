@@ -10,14 +10,18 @@ import torch
 
 from transduce.core.seq import length_mask
 from transduce.core.tap import record
-from transduce.nn import LIF, LMU, BatchNorm, Serial, lmuformer_block, patch_embedding, spiking_lmuformer_block
+from transduce.models import Labeller
+from transduce.nn import GRU, LIF, LMU, BatchNorm, Serial, lmuformer_block, patch_embedding, spiking_lmuformer_block
 from transduce.nn.lmu import spiking
 from transduce.ops.hippo import delay, discretize
 from transduce.ops.spike import SHARPNESS, lif
 from transduce.systems.mixers import _lmuformer_check as page_check
+from transduce.systems.mixers._digits import Sequences
+from transduce.systems.mixers._spoken import ANSWERS, Listener
 from transduce.testing import check_mixer
 from transduce.testing.ops import check_op
 from transduce.train.check import Check
+from transduce.train.labels import label_accuracy, train_labels
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -149,6 +153,22 @@ def test_the_norm_of_a_batch_sees_valid_steps_only():
     assert bool(alone.isfinite().all())
 
 
+def test_the_fused_norm_is_the_plain_one():
+    fused, plain = BatchNorm(3, gain=2.0).double(), BatchNorm(3, gain=2.0).double()
+    x = 2 + 3 * normal(4, 7, 3)
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y, _ = fused(a)
+    z, _ = plain(b, mask=torch.ones(4, 7, dtype=torch.bool))
+    (y**3).sum().backward()
+    (z**3).sum().backward()
+    torch.testing.assert_close(y, z)
+    torch.testing.assert_close(y.std((0, 1), correction=0), torch.full((3,), 2.0, dtype=torch.float64), atol=1e-5, rtol=0)
+    torch.testing.assert_close(a.grad, b.grad)
+    torch.testing.assert_close(fused.weight.grad, plain.weight.grad)
+    torch.testing.assert_close(fused.mean, plain.mean)
+    torch.testing.assert_close(fused.variance, plain.variance)
+
+
 def test_a_front_reads_no_future():
     torch.manual_seed(0)
     net = Serial(patch_embedding(6, 4), lmuformer_block(6, memory=4)).double().eval()
@@ -178,9 +198,36 @@ def test_the_share_of_a_sequence_that_suffices():
 
 def test_a_quick_reproduction_writes_its_record(monkeypatch, tmp_path):
     images = page_check.Sequences(normal(24, 20, 1, dtype=torch.float32), torch.arange(24) % 10)
+    words = page_check.Sequences(normal(24, 30, 40, dtype=torch.float32), torch.arange(24) % 10)
+    words.inputs[::2, 17:] = torch.nan
     monkeypatch.setattr(page_check, "digits", lambda side, by_columns: {"train": images, "test": images})
+    monkeypatch.setattr(page_check, "spoken_digits", lambda: {"train": words, "test": words})
     check = Check("lmuformer", tmp_path, quick=True, say=lambda text: None)
     page_check.check(check)
     assert check.write().is_file() and [p.name for p in tmp_path.glob("*.png")] == ["lmuformer-early.png"]
     streaming = [m for m in check.measured if "streaming" in m.metric]
     assert len(streaming) == 2 and all(m.holds for m in streaming)
+
+
+def test_currents_start_where_neurons_fire():
+    net = spiking(200)
+    with record(net, "*.spikes") as seen:
+        net(normal(8, 50, 200, dtype=torch.float32))
+    (spikes,) = seen.popitem()[1]
+    assert 0.1 < spikes.mean() < 0.25
+
+
+def test_a_listener_answers_on_the_way_and_not_of_what_comes_later():
+    torch.manual_seed(0)
+    words = Sequences(normal(6, 20, 3, dtype=torch.float32), torch.arange(6))
+    words.inputs[3:, 12:] = torch.nan
+    net = Listener(Labeller(torch.nn.Linear(3, 8), GRU(8), 8, 10, pool="mean"), least=0.5, noise=0.0)
+    answers = net(words.inputs)
+    assert answers.shape == (6, 10, ANSWERS)
+    stream = page_check.streamed(net.labeller, words.inputs, 7)
+    assert torch.allclose(answers[:3, :, 0], stream[:3, 9], atol=1e-6)
+    assert torch.allclose(answers[3:, :, -1], stream[3:, 11], atol=1e-6)
+    assert torch.allclose(net.eval()(words.inputs), answers[:, :, -1], atol=1e-6)
+    assert page_check.early(net, words)[-1] == label_accuracy(net, *words)
+    losses = train_labels(net.train(), *words, 30, batch=6, learning_rate=1e-2)
+    assert losses[-1] < losses[0]

@@ -26,8 +26,12 @@ def rectifier(width: int) -> Mixer:
 
 
 def spiking(width: int, *, tau: float = 2.0) -> Mixer:
-    """Currents made even by a :class:`BatchNorm`, then neurons that spike (:class:`LIF`)."""
-    return Serial(BatchNorm(width), LIF(width, tau=tau))
+    """Currents made even by a :class:`BatchNorm`, then neurons that spike (:class:`LIF`).
+
+    A membrane takes up 1 / tau of its current, so currents start at a deviation of tau: at 1 only those of two deviations
+    would reach the threshold in a step, and with one neuron in twenty firing little is passed on.
+    """
+    return Serial(BatchNorm(width, gain=tau), LIF(width, tau=tau))
 
 
 @dataclass(frozen=True)
@@ -138,8 +142,8 @@ def spiking_lmuformer_block(
     fire = partial(spiking, tau=tau)
     unit = LMU(dim, memory=memory, window=window, drives=drives, activation=fire, read=fire)
     wide = expansion * dim
-    mixing = Serial(LIF(dim, tau=tau), unit, _linear(dim, dim), BatchNorm(dim))
-    channels = [LIF(dim, tau=tau), _linear(dim, wide), fire(wide), _linear(wide, dim), BatchNorm(dim)]
+    mixing = Serial(LIF(dim, tau=tau), unit, _linear(dim, dim), BatchNorm(dim, gain=tau))
+    channels = [LIF(dim, tau=tau), _linear(dim, wide), fire(wide), _linear(wide, dim), BatchNorm(dim, gain=tau)]
     return Serial(Residual(mixing), Residual(Serial(*channels)))
 
 
@@ -152,7 +156,7 @@ def patch_embedding(dim: int, layers: int = 4, *, kernel: int = 3, spiking: bool
     """
     parts: list[Mixer] = []
     for i in range(layers):
-        step = [CausalConv(dim, kernel, depthwise=False), BatchNorm(dim)]
+        step = [CausalConv(dim, kernel, depthwise=False), BatchNorm(dim, gain=tau if spiking else 1.0)]
         if not spiking:
             step.append(Pointwise(nn.GELU()))
         elif i > 0:

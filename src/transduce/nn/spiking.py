@@ -11,6 +11,8 @@ from transduce.core.state import State
 from transduce.core.tap import tap
 from transduce.ops.spike import lif
 
+_HALF = (torch.float16, torch.bfloat16)
+
 
 class LIF(Mixer):
     """Leaky integrate-and-fire neurons whose time is the sequence: currents (B,T,dim) -> spikes, 0 or 1.
@@ -42,13 +44,14 @@ class BatchNorm(Mixer):
 
     While training, they are those of all valid steps of the batch, so a step then sees the others, later ones included;
     a running average is kept and used in evaluation, and wherever a state is passed: there the layer is a fixed map of
-    each step, and streaming is exact. A mixer without a state of its own, because it wants the mask.
+    each step, and streaming is exact. A mixer without a state of its own, because it wants the mask. ``gain``: its first
+    value, so the deviation of y before training.
     """
 
-    def __init__(self, dim: int, *, momentum: float = 0.1, eps: float = 1e-5) -> None:
+    def __init__(self, dim: int, *, momentum: float = 0.1, eps: float = 1e-5, gain: float = 1.0) -> None:
         super().__init__()
         self.momentum, self.eps = momentum, eps
-        self.weight, self.bias = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
+        self.weight, self.bias = nn.Parameter(torch.full((dim,), float(gain))), nn.Parameter(torch.zeros(dim))
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("variance", torch.ones(dim))
 
@@ -61,11 +64,24 @@ class BatchNorm(Mixer):
         x = zero_masked(x, mask)
         mean, variance = self.mean, self.variance
         if self.training and state is None:
+            if mask is None and x.shape[0] * x.shape[1] > 1 and x.dtype == self.weight.dtype and x.dtype not in _HALF:
+                return self._fused(x), state
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
             seen = wide.flatten(0, 1) if mask is None else wide[mask]
             if len(seen) > 1:  # a single step has no variance: the running one serves it
                 mean, variance = seen.mean(0), seen.var(0, correction=0)
-                with torch.no_grad():
-                    self.mean.lerp_(mean.to(self.mean.dtype), self.momentum)
-                    self.variance.lerp_(variance.to(self.variance.dtype), self.momentum)
+                self._remember(mean, variance)
         return (x - mean) * (self.weight * torch.rsqrt(variance + self.eps)) + self.bias, state
+
+    def _fused(self, x: Tensor) -> Tensor:
+        """The same in one kernel of torch, several times as fast in training, where every step counts."""
+        y, mean, scale = torch.native_batch_norm(
+            x.flatten(0, 1), self.weight, self.bias, None, None, True, 0.0, self.eps
+        )
+        self._remember(mean, scale.detach().pow(-2).sub(self.eps).clamp(min=0))
+        return y.view_as(x)
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+        self.mean.lerp_(mean.to(self.mean.dtype), self.momentum)
+        self.variance.lerp_(variance.to(self.variance.dtype), self.momentum)

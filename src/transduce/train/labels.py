@@ -26,7 +26,8 @@ def train_labels(
 
     The rate rises over the first tenth of the steps and falls to zero with a cosine; gradients are clipped to norm 1;
     each epoch is a new order, which depends on ``seed`` only. Slow parameters as in
-    :func:`transduce.train.optim.parameter_groups`. ``seed`` does not set the first weights.
+    :func:`transduce.train.optim.parameter_groups`. ``seed`` does not set the first weights. A model that answers several
+    times while it is trained gives (N,V,K); each of the K answers then counts alike.
     """
     optimiser = torch.optim.AdamW(parameter_groups(model, weight_decay), lr=learning_rate)
     generator = torch.Generator().manual_seed(1_000_003 * seed + 7)
@@ -38,7 +39,9 @@ def train_labels(
         found = 0.0
         for rows in torch.randperm(len(labels), generator=generator).split(batch):
             set_rate(optimiser, learning_rate * cycle(step))
-            loss = F.cross_entropy(model(inputs[rows]), labels[rows])
+            logits = model(inputs[rows])
+            wanted = labels[rows] if logits.dim() == 2 else labels[rows, None].expand(-1, logits.shape[2])
+            loss = F.cross_entropy(logits, wanted)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -1,4 +1,10 @@
-"""The full check of `lmuformer`: the delay line itself, digits against GRU and plain LMU, streaming, early answers, spikes."""
+"""The full check of `lmuformer`: the delay line itself, written digits against GRU and plain LMU, streaming, spikes, early
+answers to spoken digits.
+
+All networks are taught alike: with noisy inputs, and to answer from the first 40 % of a sequence on, since who is only
+asked at the end does not learn to answer before it. Epochs are few: behind three times as many a plain LMU is as good as
+LMUFormer on the validation part, 97 % both.
+"""
 
 from __future__ import annotations
 
@@ -23,22 +29,26 @@ from transduce.train.labels import label_accuracy, train_labels
 from transduce.train.plots import curves
 
 from ._digits import Sequences, digits
+from ._spoken import BANDS, Listener, spoken_digits, steps
 
-WIDTH, MEMORY, WINDOW, EPOCHS, BATCH, RATE = 48, 16, 64.0, 8, 16, 6e-3
-SPIKING_EPOCHS = 24
+WIDTH, MEMORY, WINDOW, EPOCHS, BATCH, RATE, DECAY = 48, 32, 64.0, 16, 32, 6e-3, 0.1
+"""MEMORY: 64 pixels are eight columns, and fewer than 2 x 8 + 1 coefficients cannot tell what repeats with every column."""
+SPIKING_EPOCHS, SPOKEN_EPOCHS = 96, 12
+POINTS = [i / 64 for i in range(1, 65)]
+"""Shares of a sequence after which the answer is looked at."""
 KINDS = {"lmuformer": "LMUFormer", "spiking": "spiking LMUFormer", "gru": "GRU", "lmu": "plain LMU"}
 
 
-def network(kind: str) -> Labeller:
+def network(kind: str, features: int = 1) -> Listener:
     """About 40,000 weights each, read by the mean over time of its features."""
     make: dict[str, tuple[int, Callable[[], Mixer]]] = {
         "lmuformer": (WIDTH, partial(_blocks, lmuformer_block, False)),
         "spiking": (WIDTH, partial(_blocks, spiking_lmuformer_block, True)),
         "gru": (80, lambda: GRU(80)),
-        "lmu": (184, lambda: LMU(184, memory=MEMORY, window=WINDOW)),
+        "lmu": (180, lambda: LMU(180, memory=MEMORY, window=WINDOW)),
     }
     width, mixer = make[kind]
-    return Labeller(nn.Linear(1, width), mixer(), width, 10, pool="mean")
+    return Listener(Labeller(nn.Linear(features, width), mixer(), width, 10, pool="mean"))
 
 
 def _blocks(block: Callable[..., Mixer], spiking: bool) -> Mixer:
@@ -82,7 +92,7 @@ def reconstruction(size: int, *, half_sample: bool = True, window: float = 100.0
 
 @dataclass
 class Trained:
-    model: Labeller
+    model: Listener
     losses: list[float]
     seconds: float
 
@@ -90,9 +100,11 @@ class Trained:
 def train(kind: str, seed: int, epochs: int, data: Sequences) -> Trained:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = network(kind)
+        model = network(kind, data.inputs.shape[2])
         started = time.process_time()
-        losses = train_labels(model, *data, epochs, batch=BATCH, learning_rate=RATE, seed=seed)
+        losses = train_labels(
+            model, *data, epochs, batch=BATCH, learning_rate=RATE, weight_decay=DECAY, seed=seed
+        )  # fmt: skip
     return Trained(model, losses, time.process_time() - started)
 
 
@@ -106,49 +118,60 @@ def seconds_per_epoch(kind: str, data: Sequences) -> float:
 def streamed(model: Labeller, inputs: Tensor, chunk: int) -> Tensor:
     """(N,T,10): at every step the logits of the mean of the features so far, from chunks and states alone."""
     state, total, count, found = model.mixer.init_state(len(inputs)), 0.0, 0, []
-    for piece in inputs.split(chunk, 1):
+    for piece in inputs.nan_to_num().split(chunk, 1):
         h, state = model.mixer(model.embed(piece), state)
         sums = total + h.cumsum(1)
-        steps = torch.arange(count + 1, count + 1 + h.shape[1])[:, None]
-        found.append(model.head(sums / steps))
+        past = torch.arange(count + 1, count + 1 + h.shape[1])[:, None]
+        found.append(model.head(sums / past))
         total, count = sums[:, -1:], count + h.shape[1]
     return torch.cat(found, 1)
 
 
-def early(model: Labeller, data: Sequences) -> list[float]:
-    """Accuracy of the running mean at every step."""
-    answers = streamed(model, data.inputs, 16).argmax(-1)
-    return (answers == data.labels[:, None]).float().mean(0).tolist()
+def early(model: Listener, data: Sequences) -> list[float]:
+    """Accuracy of the running mean after each of the POINTS, shares of a sequence's own length."""
+    right = (streamed(model.labeller, data.inputs, 16).argmax(-1) == data.labels[:, None]).float()
+    ends = (steps(data.inputs)[:, None] * torch.tensor(POINTS)).ceil().long() - 1
+    return right.gather(1, ends).mean(0).tolist()
 
 
 @torch.no_grad()
-def firing_rate(model: Labeller, inputs: Tensor) -> float:
+def firing_rate(model: Listener, inputs: Tensor) -> float:
     """Share of neurons and steps that spike, over all layers."""
     with record(model, "*.spikes") as seen:
         model(inputs)
     spikes = [s for calls in seen.values() for s in calls]
-    return float(sum(s.sum() for s in spikes) / sum(s.numel() for s in spikes))
+    lengths = steps(inputs)
+    heard = torch.arange(int(lengths.max())) < lengths[:, None]
+    return float(sum(s[heard].sum() for s in spikes) / sum(s[heard].numel() for s in spikes))
 
 
 def check(report: Check) -> None:
-    """Measure the delay line, then train all four networks on digits of 64 steps, column by column."""
+    """Measure the delay line, then train all networks on digits of 64 steps, column by column, and one on spoken ones."""
     _delay_line(report)
-    data = digits(8, by_columns=True)
-    training = Sequences(*(t[:64] if report.quick else t for t in data["train"]))
+    written, spoken = digits(8, by_columns=True), spoken_digits()
+    training = Sequences(*(t[:64] if report.quick else t for t in written["train"]))
     epochs = dict.fromkeys(KINDS, 1 if report.quick else EPOCHS)
     if not report.quick:
         epochs["spiking"] = SPIKING_EPOCHS
         cost = {kind: seconds_per_epoch(kind, training) for kind in ("lmuformer", "gru", "lmu")}
         for kind in ("gru", "lmu"):  # the same processor time
             epochs[kind] = max(1, round(EPOCHS * cost["lmuformer"] / cost[kind]))
-    found: dict[str, list[Trained]] = {kind: [] for kind in KINDS}
-    for kind, title in KINDS.items():
-        for seed in report.seeds:
-            found[kind].append(train(kind, seed, epochs[kind], training))
-            report.say(f"  {title}, seed {seed}: {epochs[kind]} epochs, {found[kind][-1].seconds:.1f} s of processor time")
-        weights = sum(p.numel() for p in found[kind][0].model.parameters())
-        report.notes[title] = {"weights": weights, "epochs": epochs[kind], "seconds": [r.seconds for r in found[kind]]}
-    _claims(report, found, data["test"])
+    found = {kind: _all_seeds(report, kind, "", epochs[kind], training) for kind in KINDS}
+    _claims(report, found, written["test"])
+    training = Sequences(*(t[:64] if report.quick else t for t in spoken["train"]))
+    few = 1 if report.quick else SPOKEN_EPOCHS
+    heard = _all_seeds(report, "lmuformer", " on speech", few, training)
+    _early(report, found, written["test"], heard, spoken["test"])
+
+
+def _all_seeds(report: Check, kind: str, where: str, epochs: int, data: Sequences) -> list[Trained]:
+    runs, title = [], KINDS[kind] + where
+    for seed in report.seeds:
+        runs.append(train(kind, seed, epochs, data))
+        report.say(f"  {title}, seed {seed}: {epochs} epochs, {runs[-1].seconds:.1f} s of processor time")
+    weights = sum(p.numel() for p in runs[0].model.parameters())
+    report.notes[title] = {"weights": weights, "epochs": epochs, "seconds": [r.seconds for r in runs]}
+    return runs
 
 
 def _delay_line(report: Check) -> None:
@@ -179,25 +202,35 @@ def _claims(report: Check, found: dict[str, list[Trained]], test: Sequences) -> 
         apart = [_streaming_error(r.model, test.inputs) for r in found[kind]]
         claim = Claim("streaming", "one function, by steps or at once", at_most=1e-9)
         report.measure(f"{KINDS[kind]}, float64: streaming against offline logits", apart, claim)
-    seen = {kind: [early(r.model, test) for r in found[kind]] for kind in ("lmuformer", "spiking", "gru")}
-    steps = len(seen["lmuformer"][0])
-    shares = [_share(run) for run in seen["lmuformer"]]
+
+
+def _early(
+    report: Check, found: dict[str, list[Trained]], test: Sequences, heard: list[Trained], words: Sequences
+) -> None:
+    """How soon the answer stands. The claim is held on speech, as published; a digit is read to its last column."""
+    kept = "share of the sequence after which 99 % of the final accuracy is kept"
+    report.measure("LMUFormer: accuracy on 300 spoken digits", [label_accuracy(r.model, *words) for r in heard])
+    seen = {"LMUFormer, spoken digits": [early(r.model, words) for r in heard]}
+    seen |= {KINDS[kind]: [early(r.model, test) for r in found[kind]] for kind in ("lmuformer", "spiking", "gru")}
+    report.measure(f"LMUFormer, written digits: {kept}", [_share(run) for run in seen["LMUFormer"]])
+    shares = [_share(run) for run in seen["LMUFormer, spoken digits"]]
     claim = Claim("early", "most of the sequence suffices", at_most=0.70)
-    report.measure("LMUFormer: share of the sequence after which 99 % of the final accuracy is kept", shares, claim)
+    report.measure(f"LMUFormer: {kept}", shares, claim)
     curves(
-        {KINDS[kind]: (range(1, steps + 1), list(zip(*runs))) for kind, runs in seen.items()},
+        {label: (POINTS, list(zip(*runs))) for label, runs in seen.items()},
         report.figure("early"),
-        x_label="pixels seen, of 64, column by column",
+        x_label="share of the sequence that was seen or heard",
         y_label="accuracy of the answer so far",
         title="Digits as a stream: the running answer",
     )
 
 
-def _streaming_error(model: Labeller, inputs: Tensor) -> float:
+def _streaming_error(model: Listener, inputs: Tensor) -> float:
     model = model.double()
     with torch.no_grad():
-        offline, stream = model(inputs.double()), streamed(model, inputs.double(), 1)[:, -1]
+        offline, stream = model(inputs.double()), streamed(model.labeller, inputs.double(), 1)
     model.float()
+    stream = stream[range(len(inputs)), steps(inputs) - 1]
     return float((offline - stream).abs().max() / offline.abs().max())
 
 

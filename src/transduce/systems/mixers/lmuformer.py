@@ -10,9 +10,11 @@ With ``spiking`` every nonlinearity is a leaky integrate-and-fire neuron whose t
 
 Simplified: the convolutions of the front look back only (the published ones pad both sides and cannot stream); several
 drives, since one serves a signal but not text; the model's own norm before every layer. Claim: on digits pixel by pixel
-no worse than a GRU of its size in equal time nor than a plain LMU; streaming is exact; 99 % of the accuracy before 70 %
-of the sequence; spiking costs at most 3 points at a firing rate below 25 %. ``transduce reproduce lmuformer`` measures
-it.
+no worse than a GRU of its size in equal time nor than a plain LMU; streaming is exact; spiking costs at most 3 points at
+a firing rate below 25 %; on spoken words, as published, 99 % of the accuracy before 70 % of the sequence, which takes a
+training that asks before the end: a network asked at the end alone first knows there. The recordings hold no silence, so
+a share is one of the word itself. Of digits that are written the last columns decide a little; what share they take is
+reported without a claim. ``transduce reproduce lmuformer`` measures it.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ the whole from the start, all weights free; with ``streams`` 1 that is a plain R
 
 Simplified: characters or words of the corpus instead of a published checkpoint; C starts at a standard deviation of
 d^-1/2, since with C = 0 all streams would stay equal. Claim: behind the same number of steps four streams predict better
-than one, and one better than the frozen model, for at most 0.5 % more parameters. ``transduce reproduce
-multi-perspective-rwkv`` measures it.
+than one, and one better than the frozen model, for at most 0.5 % more parameters; a text is meant that the model was not
+pretrained on, as an adapter is for. ``transduce reproduce multi-perspective-rwkv`` measures it.
 """
 
 from __future__ import annotations
