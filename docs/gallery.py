@@ -26,7 +26,19 @@ def records(name: str) -> list[tuple[Path, dict[str, Any]]]:
         stem = path.stem
         if stem == name or (stem.startswith(f"{name}-") and not any(stem == o or stem.startswith(f"{o}-") for o in longer)):
             found.append((path, json.loads(path.read_text())))
+    for _, record in found:
+        record["apart"] = apart(record, [other for _, other in found])
     return found
+
+
+def apart(record: dict[str, Any], records: list[dict[str, Any]]) -> str:
+    """The settings in which a training run differs from the other ones on the same corpus."""
+    if "training" not in record:
+        return ""
+    same = [r["config"] for r in records if "training" in r and r["corpus"]["name"] == record["corpus"]["name"]]
+    return "".join(
+        f", {name} {value}" for name, value in record["config"].items() if any(c.get(name) != value for c in same)
+    )
 
 
 def figures(name: str) -> list[Path]:
@@ -66,10 +78,10 @@ def run_lines(record: dict[str, Any]) -> list[str]:
         ]
         said += [f"{found[k]:.3f} {k.replace('_', ' ')}" for k in ("bits_per_character",) if k in found]
         said += [f"{k} {found[k]:.2f}" for k in ("bleu", "chrf", "rouge1") if k in found]
-        minutes = training["seconds"] / 60
+        minutes, threads = training["seconds"] / 60, training.get("threads", "?")
         lines.append(
             f"* {corpus['name']}, {split.replace('-', ' ')}: {', '.join(said)} "
-            f"({training['steps']:,} steps, {minutes:.0f} minutes on {training.get('threads', '?')} threads)"
+            f"({training['steps']:,} steps, {minutes:.0f} minutes on {threads} thread{'' if threads == 1 else 's'}{record['apart']})"
         )
     return lines
 
