@@ -36,6 +36,7 @@ def test_nothing_is_timed_while_an_op_is_wrong(monkeypatch, capsys):
     first = linear_scan.all_cases()[:1]
     monkeypatch.setattr(linear_scan, "all_cases", lambda: first)
     monkeypatch.setitem(linear_scan._backends, "wrong", (wrong, lambda *a, **k: None))
+    monkeypatch.setitem(linear_scan._elsewhere, "wrong", lambda: None)
     contest = Benchmark("nothing", "Doc.", ["case"], lambda case: ["peer"], never, ops=(linear_scan,))
     assert harness.run(contest, []) == 1
     assert not started
