@@ -11,9 +11,9 @@ beside the ordinary one::
     x <- x + attend(q, [K_src; K_past]) + attend'(q, K_src),   x <- x + FFN(norm(x)),   q = norm(x)
 
 Its source positions see each other in both directions, positions begin anew in the target, each side has a
-segment vector, and the source is still predicted. The defaults are PALM; ``--causal-source True --consecutive
-True --partial none --segments False`` is the language model, ``--coordinated False --shared False
---source-loss 0 --partial none --segments False`` an encoder-decoder.
+segment vector, and the source is still predicted. The defaults are PALM; ``--causal-source --consecutive
+--partial none --no-segments`` is the language model, ``--no-coordinated --no-shared --source-loss 0 --partial
+none --no-segments`` an encoder-decoder.
 
 Simplified: sinusoidal positions; where the source is read in both directions, its loss asks for each
 position's own symbol. Partial attention with ``own`` projections adds 4 dim^2 + 4 dim parameters a layer.
