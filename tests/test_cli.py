@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -48,6 +49,7 @@ def test_systems_and_show_describe_every_page(capsys):
         assert main(["show", name]) == 0
         shown = capsys.readouterr().out
         assert f"transduce fit {name}" in shown and "arXiv" in shown
+        assert not re.search(r"--\S+ (True|False)", shown)  # no flag takes one of these
 
 
 @pytest.mark.parametrize("command", ["systems", "show", "eval", "predict", "reproduce", "laws"])

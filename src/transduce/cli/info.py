@@ -117,7 +117,11 @@ def _print_settings(defaults: Any, names: set[str]) -> None:
         if f.name in names:
             options = typing.get_args(hints[f.name]) if typing.get_origin(hints[f.name]) is Literal else ()
             choices = f"  ({', '.join(map(str, options))})" if options else ""
-            print(f"  --{f.name.replace('_', '-')} {getattr(defaults, f.name)}{choices}")
+            flag, default = f.name.replace("_", "-"), getattr(defaults, f.name)
+            if isinstance(default, bool):  # the flag that changes it, as `fit` takes no value for one
+                print(f"  --{'no-' if default else ''}{flag}  ({'on' if default else 'off'} without it)")
+            else:
+                print(f"  --{flag} {default}{choices}")
             print(
                 textwrap.fill(docs.get(f.name, ""), 100, initial_indent="      ", subsequent_indent="      ")
             )
