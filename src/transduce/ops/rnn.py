@@ -21,6 +21,7 @@ The products with the inputs do not depend on the state, so callers compute them
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Iterator
 
 import torch
@@ -305,6 +306,26 @@ def _elman_loop(
     return rnn_loop.Elman.apply(pre, weight, h0, mask, _effective(mask, resets), work).to(dtype)
 
 
+def _gru_steps(
+    kernels: ModuleType | None, inputs: tuple[Tensor, ...], mask: Tensor | None, resets: Tensor | None
+) -> Tensor:
+    """``kernels`` takes all steps at once; None: one torch operation after the other."""
+    _check_gru(*inputs, mask, resets)
+    dtype, work = _dtypes(*inputs)
+    return rnn_loop.GRU.apply(kernels, *inputs, (mask, _effective(mask, resets)), work).to(dtype)
+
+
+def _lstm_steps(
+    kernels: ModuleType | None, inputs: tuple[Tensor, ...], mask: Tensor | None, resets: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    pre, weight, h0, c0 = inputs
+    _check("lstm", 4, pre, weight, (h0, c0))
+    _check_steps("lstm", pre, mask, resets)
+    dtype, work = _dtypes(*inputs)
+    h, c = rnn_loop.LSTM.apply(kernels, *inputs, (mask, _effective(mask, resets)), work)
+    return h.to(dtype), c.to(dtype)
+
+
 @gru.backend("triton", when=on_tensors(rnn_gates.why_not_gpu), here=why_no_triton)
 def _gru_triton(
     pre: Tensor,
@@ -317,9 +338,7 @@ def _gru_triton(
 ) -> Tensor:
     from . import rnn_triton
 
-    _check_gru(pre, weight, bias, h0, mask, resets)
-    dtype, work = _dtypes(pre, weight, bias, h0)
-    return rnn_loop.GRU.apply(rnn_triton, pre, weight, bias, h0, (mask, _effective(mask, resets)), work).to(dtype)
+    return _gru_steps(rnn_triton, (pre, weight, bias, h0), mask, resets)
 
 
 @gru.backend("loop", when=on_tensors(why_traced))
@@ -332,9 +351,7 @@ def _gru_loop(
     mask: Tensor | None = None,
     resets: Tensor | None = None,
 ) -> Tensor:
-    _check_gru(pre, weight, bias, h0, mask, resets)
-    dtype, work = _dtypes(pre, weight, bias, h0)
-    return rnn_loop.GRU.apply(None, pre, weight, bias, h0, (mask, _effective(mask, resets)), work).to(dtype)
+    return _gru_steps(None, (pre, weight, bias, h0), mask, resets)
 
 
 @lstm.backend("triton", when=on_tensors(rnn_gates.why_not_gpu), here=why_no_triton)
@@ -349,11 +366,7 @@ def _lstm_triton(
 ) -> tuple[Tensor, Tensor]:
     from . import rnn_triton
 
-    _check("lstm", 4, pre, weight, (h0, c0))
-    _check_steps("lstm", pre, mask, resets)
-    dtype, work = _dtypes(pre, weight, h0, c0)
-    h, c = rnn_loop.LSTM.apply(rnn_triton, pre, weight, h0, c0, (mask, _effective(mask, resets)), work)
-    return h.to(dtype), c.to(dtype)
+    return _lstm_steps(rnn_triton, (pre, weight, h0, c0), mask, resets)
 
 
 @lstm.backend("loop", when=on_tensors(why_traced))
@@ -366,11 +379,7 @@ def _lstm_loop(
     mask: Tensor | None = None,
     resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    _check("lstm", 4, pre, weight, (h0, c0))
-    _check_steps("lstm", pre, mask, resets)
-    dtype, work = _dtypes(pre, weight, h0, c0)
-    h, c = rnn_loop.LSTM.apply(None, pre, weight, h0, c0, (mask, _effective(mask, resets)), work)
-    return h.to(dtype), c.to(dtype)
+    return _lstm_steps(None, (pre, weight, h0, c0), mask, resets)
 
 
 # ---------------------------------------------------------------- cases

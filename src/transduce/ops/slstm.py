@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Iterator
 
 import torch
@@ -216,6 +217,18 @@ def _slstm_numba(
     return tuple(x.to(dtype) for x in found)
 
 
+def _taken(
+    kernels: ModuleType | None, inputs: tuple[Tensor, ...], mask: Tensor | None, resets: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``kernels`` takes all steps at once; None: one torch operation after the other."""
+    pre, weight, *states = inputs
+    _check("slstm", 4, pre, weight, tuple(states))
+    _check_steps("slstm", pre, mask, resets)
+    dtype, work = _dtypes(*inputs)
+    found = _Loop.apply(*inputs, mask, _effective(mask, resets), work, kernels)
+    return tuple(x.to(dtype) for x in found)
+
+
 @slstm.backend("triton", when=on_tensors(why_not_gpu), here=why_no_triton)
 def _slstm_triton(
     pre: Tensor,
@@ -230,11 +243,7 @@ def _slstm_triton(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from . import slstm_triton
 
-    _check("slstm", 4, pre, weight, (h0, c0, n0, m0))
-    _check_steps("slstm", pre, mask, resets)
-    dtype, work = _dtypes(pre, weight, h0, c0, n0, m0)
-    found = _Loop.apply(pre, weight, h0, c0, n0, m0, mask, _effective(mask, resets), work, slstm_triton)
-    return tuple(x.to(dtype) for x in found)
+    return _taken(slstm_triton, (pre, weight, h0, c0, n0, m0), mask, resets)
 
 
 @slstm.backend("loop", when=on_tensors(why_traced))
@@ -249,11 +258,7 @@ def _slstm_loop(
     mask: Tensor | None = None,
     resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _check("slstm", 4, pre, weight, (h0, c0, n0, m0))
-    _check_steps("slstm", pre, mask, resets)
-    dtype, work = _dtypes(pre, weight, h0, c0, n0, m0)
-    found = _Loop.apply(pre, weight, h0, c0, n0, m0, mask, _effective(mask, resets), work, None)
-    return tuple(x.to(dtype) for x in found)
+    return _taken(None, (pre, weight, h0, c0, n0, m0), mask, resets)
 
 
 @slstm.cases

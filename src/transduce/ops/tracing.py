@@ -41,10 +41,18 @@ def why_not_kernel(*tensors: Tensor) -> str | None:
     return traced or (None if has_numba() else "numba is not installed")
 
 
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+_NO_TRITON = "triton is not installed"
+
+
 def why_no_triton() -> str | None:
     """None where kernels written in Triton can run on this machine, otherwise the reason why not."""
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
+    if not _has_triton():
+        return _NO_TRITON
     if not (torch.cuda.is_available() or _interpreted()):
         return "there is no CUDA device (TRITON_INTERPRET=1 runs the kernel step by step on the CPU, to test it)"
     return None
@@ -64,7 +72,7 @@ def why_not_triton(*tensors: Tensor) -> str | None:
             return f"a tensor is on {t.device}, the kernel runs on CUDA devices"
         if t.device.type == "cuda" and t.device.index != torch.cuda.current_device():
             return f"a tensor is on {t.device}, the kernel runs on the current device"
-    return why_no_triton()
+    return None if _has_triton() else _NO_TRITON
 
 
 def full_precision(like: Tensor) -> ContextManager[object]:
