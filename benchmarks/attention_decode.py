@@ -174,6 +174,13 @@ def child(case: str, peer: str) -> Result:
     return replace(result, units=int(batch), unit="tokens", note=f"cache {kept_mib:.2f} MiB")
 
 
+def op_law() -> None:
+    from transduce.ops.attention import attention
+    from transduce.testing.ops import check_op
+
+    check_op(attention)
+
+
 def law() -> None:
     from transduce.nn.attention import Attention
     from transduce.testing.mixers import check_mixer
@@ -182,14 +189,8 @@ def law() -> None:
 
 
 def main() -> int:
-    from transduce.ops.attention import attention
-
-    laws = {"Attention without positions": law}
-    return run(
-        Benchmark(
-            "attention_decode", __doc__, CASES, lambda case: list(PEERS), child, (attention,), laws, ENVIRONMENTS
-        )
-    )
+    laws, peers = {"attention": op_law, "Attention without positions": law}, lambda case: list(PEERS)
+    return run(Benchmark("attention_decode", __doc__, CASES, peers, child, laws=laws, environments=ENVIRONMENTS))
 
 
 if __name__ == "__main__":

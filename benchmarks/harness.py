@@ -319,7 +319,8 @@ class Benchmark:
 
     ``ops`` are the ops under test and ``laws`` whatever else must hold, by name: a check raises AssertionError.
     All of them must pass before anything is timed. ``environments``: which contestants run in which virtual
-    environment of ``--venvs``.
+    environment of ``--venvs``. Such environments do not hold this package: a benchmark that has any imports it in
+    ``laws`` and in our own contestants only, so it has no ``ops``.
     """
 
     name: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import attention_decode, blocks, harness, main_job, rnn, scan, seq2seq, solvers
+from benchmarks import attention_decode, blocks, harness, main_job, rnn, scan, selective, seq2seq, solvers
 from benchmarks.harness import Benchmark, Result
 from transduce.core.seq import Batch, Seq
 from transduce.ops.dispatch import use_backend
@@ -56,16 +57,22 @@ def test_nothing_is_timed_while_a_model_breaks_its_laws(monkeypatch, capsys):
 
 def test_every_benchmark_checks_what_it_times(monkeypatch):
     seen = {}
-    for module in (attention_decode, blocks, main_job, rnn, scan, seq2seq, solvers):
+    for module in (attention_decode, blocks, main_job, rnn, scan, selective, seq2seq, solvers):
         monkeypatch.setattr(module, "run", lambda contest: seen.setdefault(contest.name, contest) and 0)
         module.main()
-    assert sorted(seen) == ["attention_decode", "blocks", "main_job", "rnn", "scan", "seq2seq", "solvers"]
+    assert sorted(seen) == ["attention_decode", "blocks", "main_job", "rnn", "scan", "selective", "seq2seq", "solvers"]
     for contest in seen.values():
         assert contest.ops or contest.laws
         absent = set(contest.environments) - {p for case in contest.cases for p in contest.peers(case)}
         assert not absent, f"{contest.name} gives an environment to {absent}, who do not compete"
         for home in contest.environments.values():
             assert (harness.PEERS / f"{home}.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["attention_decode", "blocks", "selective", "seq2seq"])
+def test_foreign_environments_need_not_hold_this_package(name):
+    start = f"import sys; sys.modules['transduce'] = None; import benchmarks.{name} as b; b.run = lambda c: 0; b.main()"
+    subprocess.run([sys.executable, "-c", start], check=True, cwd=harness.PEERS.parent.parent)
 
 
 @pytest.mark.parametrize("name", seq2seq.MODELS)
