@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
 
 from transduce.data.synthetic.arrows import arrow_pointing
 from transduce.models import PatchLabeller, Raster
 from transduce.nn import GRU, PLSTM2D
+from transduce.ops.grid_scan import GATES
 from transduce.systems.mixers import _plstm_check as plstm
 from transduce.train.check import Check
 
@@ -28,7 +30,7 @@ def test_pictures_of_arrows(size, drawn_for):
     images, labels = arrow_pointing(size, drawn_for=drawn_for)(64, torch.Generator().manual_seed(0))
     assert images.shape == (64, size, size) and 0 <= images.min() and images.max() == 1
     ink = (1 - images).sum((1, 2)) / size**2
-    assert (ink > 0.002).all() and (ink < 0.1).all() and 0.2 < labels.float().mean() < 0.8
+    assert (ink > 0.005).all() and (ink < 0.15).all() and 0.2 < labels.float().mean() < 0.8
     border = torch.ones(size, size, dtype=torch.bool)
     border[1:-1, 1:-1] = False
     assert not (1 - images)[:, border].any()  # nothing leaves the picture
@@ -52,3 +54,22 @@ def test_a_patch_labeller_takes_any_grid_and_reads_all_of_it():
             assert logits.shape == (2, 3) and (seen[0] != 0).all() and not seen[1].any()
     with pytest.raises(ValueError, match="multiples of the patch size 3"):
         net(torch.zeros(1, 10, 12))
+
+
+def test_a_patch_labeller_with_a_stem_local_layers_and_maxima_ignores_more_of_the_same():
+    torch.manual_seed(0)
+    net = PatchLabeller([nn.Identity()], 8, 3, patch=3, stem=16, local=True, pool="max")
+    blank = torch.zeros(2, 24, 24)
+    blank[:, 6:9, 9:12] = torch.rand(2, 3, 3)
+    larger = torch.nn.functional.pad(blank, (0, 12, 0, 12))
+    torch.testing.assert_close(net(blank), net(larger))
+    assert not torch.allclose(net(blank)[0], net(blank)[1])
+    with pytest.raises(ValueError, match='"mean" or "max"'):
+        PatchLabeller([nn.Identity()], 8, 3, pool="sum")
+
+
+@pytest.mark.parametrize("mode", ["P", "D"])
+def test_each_head_starts_with_one_flip(mode):
+    gates = PLSTM2D(16, 8, mode=mode).gates(torch.randn(1, 3, 3, 16))  # (4,B,Y,X,H,9)
+    marks = gates[..., [GATES.index("mark left"), GATES.index("mark up")]].mean((1, 2, 3, 5))
+    assert (marks.argmax(0) == torch.arange(8) % 4).all() and (marks.sum(0) < 1.3).all()

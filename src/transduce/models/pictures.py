@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Literal, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,11 +26,14 @@ class Raster(nn.Module):
 
 
 class PatchLabeller(nn.Module):
-    """Patches, a linear map, for each layer x <- x + layer(LN x), x <- x + FFN(LN x), then W mean(LN x) + b.
+    """Patches, a linear map, for each layer x <- x + layer(LN x), x <- x + FFN(LN x), then W pool(LN x) + b.
 
     (B,height,width) of numbers -> logits (B,num_labels). ``layers``: modules (B,Y,X,dim) -> (B,Y,X,dim), for example
     :class:`transduce.nn.PLSTM2D`, or attention in a :class:`Raster` (a vision transformer). ``positions``: learn a
     vector for each cell of a grid of so many rows and columns, which is stretched to larger pictures; None adds none.
+    ``stem``: hidden units with GELU between a patch and its vector; None is one linear map. ``local``: before each
+    layer x <- x + conv(x), every channel over 3 by 3 cells. ``pool``: the mean over all cells, or the largest value of
+    each channel, which more blank cells around the same things do not change.
     Raises ValueError for a picture that patches do not tile. Dosovitskiy et al. 2020, arXiv 2010.11929, section 3.1.
     """
 
@@ -41,14 +45,24 @@ class PatchLabeller(nn.Module):
         *,
         patch: int = 6,
         positions: int | None = None,
+        stem: int | None = None,
+        local: bool = False,
+        pool: Literal["mean", "max"] = "mean",
     ) -> None:
         super().__init__()
-        self.patch = patch
-        self.embed = nn.Linear(patch * patch, dim)
+        if pool not in ("mean", "max"):
+            raise ValueError(f'pool is "mean" or "max", not {pool!r}')
+        self.patch, self.pool = patch, pool
+        pixels = patch * patch
+        self.embed: nn.Module = nn.Linear(pixels, dim)
+        if stem is not None:
+            self.embed = nn.Sequential(nn.Linear(pixels, stem), nn.GELU(), nn.Linear(stem, dim))
         self.place = None
         if positions is not None:
-            self.place = nn.Parameter(self.embed.weight.new_empty(positions, positions, dim).normal_(std=0.02))
+            self.place = nn.Parameter(torch.empty(positions, positions, dim).normal_(std=0.02))
         self.layers = nn.ModuleList(layers)
+        near = lambda: nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.convs = nn.ModuleList(near() for _ in layers) if local else None
         self.norms = nn.ModuleList(LayerNorm(dim) for _ in range(2 * len(layers) + 1))
         self.feedforwards = nn.ModuleList(FeedForward(dim, 2 * dim) for _ in layers)
         self.head = nn.Linear(dim, num_labels)
@@ -67,7 +81,10 @@ class PatchLabeller(nn.Module):
                 place = F.interpolate(place, size=x.shape[1:3], mode="bilinear", align_corners=False)
             x = x + place[0].movedim(0, -1)
         norms = iter(self.norms)
-        for layer, feedforward in zip(self.layers, self.feedforwards):
+        for i, (layer, feedforward) in enumerate(zip(self.layers, self.feedforwards)):
+            if self.convs is not None:
+                x = x + self.convs[i](x.movedim(-1, 1)).movedim(1, -1)
             x = x + layer(next(norms)(x))
             x = x + feedforward(next(norms)(x))
-        return self.head(next(norms)(x).mean((1, 2)))
+        x = next(norms)(x)
+        return self.head(x.mean((1, 2)) if self.pool == "mean" else x.amax((1, 2)))

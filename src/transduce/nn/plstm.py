@@ -43,10 +43,10 @@ class _Heads(nn.Module):
         return self.output((F.rms_norm(y, (self.width,), eps=1e-6) * self.gain).flatten(-2).to(like.dtype))
 
 
-def _gates(dim: int, num: int, bias: float) -> nn.Linear:
+def _gates(dim: int, num: int, bias: float, spread: float = 0.1) -> nn.Linear:
     """A linear map to gates before their sigmoid; it starts at ``bias``, whatever x is, nearly."""
     made = nn.Linear(dim, num)
-    nn.init.normal_(made.weight, std=0.1 * dim**-0.5)
+    nn.init.normal_(made.weight, std=spread * dim**-0.5)
     nn.init.constant_(made.bias, bias)
     return made
 
@@ -101,7 +101,8 @@ class PLSTM2D(nn.Module):
     has, so nothing explodes and signals travel in a direction. "D" (diffusive): straight on and one of the turns
     only, all at most 1: a single path leads from one edge to another; which turn it is changes from head to head. The
     recurrence is :func:`transduce.ops.grid_scan.grid_scan`; the outputs of the four flips are averaged. q, k and v are
-    shared by the flips, gates are not.
+    shared by the flips, gates are not: each head's marks start open for one flip and nearly closed for the others,
+    because a mean over four equal flips tells no direction from another, and training leaves that point late.
 
     mask (B,Y,X), False: the cell takes no part and stops what passes; what x holds there has no influence.
     """
@@ -112,7 +113,10 @@ class PLSTM2D(nn.Module):
             raise ValueError(f'mode is "P" or "D", not {mode!r}')
         self.inner, self.mode, self.sharpness = _Heads(dim, heads), mode, sharpness
         # P: source, mark, direct; D: source right and down, mark left and up, direct.
-        self.soft = _gates(dim, 4 * heads * (3 if mode == "P" else 5), 0.0)
+        self.soft = _gates(dim, 4 * heads * (3 if mode == "P" else 5), 0.0, spread=0.3)
+        marks = self.soft.bias.data.view(4, heads, -1)[..., slice(1, 2) if mode == "P" else slice(2, 4)]
+        its_own = torch.arange(4)[:, None] == torch.arange(heads) % 4
+        marks.copy_(torch.where(its_own, 3.0, -3.0)[..., None])
         self.fade = _gates(dim, 4 * heads * (1 if mode == "P" else 3), 3.0)
         self.angle = _gates(dim, 4 * heads, 0.0) if mode == "P" else None
         if self.angle is not None:

@@ -13,7 +13,7 @@ what it has (P), or no two paths lead from one edge to another (D).
 Simplified: numbers as transitions, no orthogonal matrices; gates read their own cell, without a convolution.
 
 Claim: the recurrence is the sum over all paths; signals neither explode nor fade over a grid; and a network that says
-on pictures of 48 pixels whether an arrow points at a circle still says it on 96, where a vision transformer of that
+on pictures of 48 pixels whether an arrow points at a disc still says it on 96, where a vision transformer of that
 size does worse. ``transduce reproduce plstm`` measures it.
 """
 
