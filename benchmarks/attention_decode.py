@@ -174,13 +174,6 @@ def child(case: str, peer: str) -> Result:
     return replace(result, units=int(batch), unit="tokens", note=f"cache {kept_mib:.2f} MiB")
 
 
-def op_law() -> None:
-    from transduce.ops.attention import attention
-    from transduce.testing.ops import check_op
-
-    check_op(attention)
-
-
 def law() -> None:
     from transduce.nn.attention import Attention
     from transduce.testing.mixers import check_mixer
@@ -189,8 +182,9 @@ def law() -> None:
 
 
 def main() -> int:
-    laws, peers = {"attention": op_law, "Attention without positions": law}, lambda case: list(PEERS)
-    return run(Benchmark("attention_decode", __doc__, CASES, peers, child, laws=laws, environments=ENVIRONMENTS))
+    ops, laws = ("transduce.ops.attention:attention",), {"Attention without positions": law}
+    peers = lambda case: list(PEERS)
+    return run(Benchmark("attention_decode", __doc__, CASES, peers, child, ops, laws, ENVIRONMENTS))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Callable, Mapping, Sequence
 
 import torch
@@ -317,10 +318,10 @@ def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 class Benchmark:
     """``peers(case)`` names the contestants of a case, ``child(case, peer)`` measures one in this process.
 
-    ``ops`` are the ops under test and ``laws`` whatever else must hold, by name: a check raises AssertionError.
+    ``ops`` are the ops under test ("module:name", since a contestant's process may not have this package) and ``laws``
+    whatever else must hold, by name: a check raises AssertionError.
     All of them must pass before anything is timed. ``environments``: which contestants run in which virtual
-    environment of ``--venvs``. Such environments do not hold this package: a benchmark that has any imports it in
-    ``laws`` and in our own contestants only, so it has no ``ops``.
+    environment of ``--venvs``.
     """
 
     name: str
@@ -328,7 +329,7 @@ class Benchmark:
     cases: Sequence[str]
     peers: Callable[[str], Sequence[str]]
     child: Callable[[str, str], Result]
-    ops: Sequence[object] = ()
+    ops: Sequence[str] = ()
     laws: Mapping[str, Callable[[], object]] = field(default_factory=dict)
     environments: Mapping[str, str] = field(default_factory=dict)
 
@@ -403,7 +404,7 @@ def broken_laws(benchmark: Benchmark) -> str:
     """What the first broken law says, or ''."""
     from transduce.testing.ops import check_op
 
-    checks = {op.name: lambda op=op: check_op(op) for op in benchmark.ops} | dict(benchmark.laws)
+    checks = {name: lambda name=name: check_op(resolve_name(name)) for name in benchmark.ops} | dict(benchmark.laws)
     for name, check in checks.items():
         try:
             check()

@@ -153,11 +153,9 @@ def child(case: str, peer: str) -> Result:
 
 
 def main() -> int:
-    from transduce.ops.gla import gated_linear_attention
-    from transduce.ops.retention import retention
-
     peers = lambda case: list(PEERS[case.split(" ")[0]])
-    return run(Benchmark("matrix_state", __doc__, CASES, peers, child, (retention, gated_linear_attention)))
+    ops = ("transduce.ops.retention:retention", "transduce.ops.gla:gated_linear_attention")
+    return run(Benchmark("matrix_state", __doc__, CASES, peers, child, ops))
 
 
 if __name__ == "__main__":

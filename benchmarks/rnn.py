@@ -143,10 +143,8 @@ def child(case: str, peer: str) -> Result:
 
 
 def main() -> int:
-    from transduce.ops.rnn import elman, gru, lstm
-    from transduce.ops.slstm import slstm
-
-    return run(Benchmark("rnn", __doc__, CASES, peers, child, (elman, gru, lstm, slstm)))
+    ops = (*(f"transduce.ops.rnn:{name}" for name in ("elman", "gru", "lstm")), "transduce.ops.slstm:slstm")
+    return run(Benchmark("rnn", __doc__, CASES, peers, child, ops))
 
 
 if __name__ == "__main__":

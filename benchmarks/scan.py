@@ -126,9 +126,7 @@ def child(case: str, peer: str) -> Result:
 
 
 def main() -> int:
-    from transduce.ops.scan import linear_scan
-
-    return run(Benchmark("scan", __doc__, CASES, lambda case: PEERS, child, (linear_scan,)))
+    return run(Benchmark("scan", __doc__, CASES, lambda case: PEERS, child, ("transduce.ops.scan:linear_scan",)))
 
 
 if __name__ == "__main__":

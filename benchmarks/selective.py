@@ -96,17 +96,11 @@ def child(case: str, peer: str) -> Result:
     return measure(case, peer, lambda: torch.autograd.grad(scan(*leaves), leaves, grad), limit)
 
 
-def law() -> None:
-    from transduce.ops.selective_scan import selective_scan
-    from transduce.testing.ops import check_op
-
-    check_op(selective_scan)
-
-
 def main() -> int:
     homes = {"transformers": "transformers", "mambapy pscan": "bench"}
     peers = lambda case: list(PEERS)
-    return run(Benchmark("selective", __doc__, CASES, peers, child, laws={"selective_scan": law}, environments=homes))
+    ops = ("transduce.ops.selective_scan:selective_scan",)
+    return run(Benchmark("selective", __doc__, CASES, peers, child, ops, environments=homes))
 
 
 if __name__ == "__main__":

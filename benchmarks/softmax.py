@@ -153,10 +153,8 @@ def child(case: str, peer: str) -> Result:
 
 
 def main() -> int:
-    from transduce.ops.softmax_scan import softmax_scan
-    from transduce.ops.wkv import wkv
-
-    return run(Benchmark("softmax", __doc__, CASES, peers, child, (softmax_scan, wkv)))
+    ops = ("transduce.ops.softmax_scan:softmax_scan", "transduce.ops.wkv:wkv")
+    return run(Benchmark("softmax", __doc__, CASES, peers, child, ops))
 
 
 if __name__ == "__main__":

@@ -70,10 +70,8 @@ def draw(name: str) -> None:
 
 
 def main() -> int:
-    from transduce.ops.affine import affine_scan
-    from transduce.ops.para import para_gru
-
-    return run(Benchmark("solvers", __doc__, CASES, lambda case: list(SOLVERS), child, (affine_scan, para_gru)))
+    ops = ("transduce.ops.affine:affine_scan", "transduce.ops.para:para_gru")
+    return run(Benchmark("solvers", __doc__, CASES, lambda case: list(SOLVERS), child, ops))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def test_nothing_is_timed_while_an_op_is_wrong(monkeypatch, capsys):
     monkeypatch.setattr(linear_scan, "all_cases", lambda: first)
     monkeypatch.setitem(linear_scan._backends, "wrong", (wrong, lambda *a, **k: None))
     monkeypatch.setitem(linear_scan._elsewhere, "wrong", lambda: None)
-    contest = Benchmark("nothing", "Doc.", ["case"], lambda case: ["peer"], never, ops=(linear_scan,))
+    contest = Benchmark("nothing", "Doc.", ["case"], lambda case: ["peer"], never, ("transduce.ops.scan:linear_scan",))
     assert harness.run(contest, []) == 1
     assert not started
     said = capsys.readouterr().err
@@ -69,7 +69,7 @@ def test_every_benchmark_checks_what_it_times(monkeypatch):
             assert (harness.PEERS / f"{home}.txt").exists()
 
 
-@pytest.mark.parametrize("name", ["attention_decode", "blocks", "selective", "seq2seq"])
+@pytest.mark.parametrize("name", "attention_decode blocks matrix_state rnn scan selective seq2seq softmax solvers".split())
 def test_foreign_environments_need_not_hold_this_package(name):
     start = f"import sys; sys.modules['transduce'] = None; import benchmarks.{name} as b; b.run = lambda c: 0; b.main()"
     subprocess.run([sys.executable, "-c", start], check=True, cwd=harness.PEERS.parent.parent)
