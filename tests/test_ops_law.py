@@ -153,7 +153,7 @@ def test_kernels_compile_where_no_folder_can_hold_the_cache(monkeypatch, error):
     monkeypatch.setattr(numba, "cfunc", cfunc)
     a, b, h0 = torch.rand(1, 3, 2), torch.ones(1, 3, 2), torch.zeros(1, 2)
     out = torch.empty_like(b)
-    Kernel(scan_numba._forward).launch(torch.float32, (a, b, h0, out, None), (1, 3, 2, 1, 1, 0), 1)
+    Kernel(scan_numba._forward).launch(torch.float32, (a, b, h0, out, None, None), (1, 3, 2, 1, 1, 1, 0), 1)
     assert tried == [True, False]
     assert torch.equal(out, scan_numba.forward(a, b, h0, None, False))
 

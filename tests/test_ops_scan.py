@@ -32,7 +32,7 @@ def test_the_equation_itself(dtype):
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("shape", [(1, 300, 96), (3, 50, 260), (5, 700, 33)])
-def test_any_number_of_threads_gives_the_same_bits(threads, shape):
+def test_any_number_of_threads_gives_the_same_bits_where_time_is_whole(threads, shape):
     a, b, h0 = inputs(*shape, dtype=torch.float32)
     a = a.sigmoid()
     expected = linear_scan.run("numba", a, b, h0)
@@ -42,6 +42,48 @@ def test_any_number_of_threads_gives_the_same_bits(threads, shape):
         assert torch.equal(linear_scan.run("numba", a, b, h0), expected)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.fixture
+def five_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(5)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("decay", ["keeps", "fades", "restarts"])
+def test_pieces_of_time_join_to_the_whole(five_threads, decay, reverse, dtype):
+    a, b, h0 = inputs(2, 6000, 8, dtype)
+    a = a / a.abs() if decay == "keeps" else a / (1 + a.abs())
+    resets = torch.rand(2, 6000, generator=torch.Generator().manual_seed(1)) < 2e-3 if decay == "restarts" else None
+    found = []
+    for backend in ("numba", "loop"):
+        leaves = [x.clone().requires_grad_() for x in (a, b, h0)]
+        h = linear_scan.run(backend, *leaves, resets=resets, reverse=reverse)
+        found.append((h.detach(), *torch.autograd.grad(h, leaves, torch.cos(b))))
+    for pieces, whole in zip(*found):
+        torch.testing.assert_close(pieces, whole, rtol=1e-11, atol=1e-11 * float(whole.abs().max()))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_nothing_before_a_restart_reaches_a_later_piece_of_time(five_threads, reverse):
+    a, b, h0 = inputs(1, 20000, 8)
+    a, resets = a.sigmoid(), torch.zeros(1, 20000, dtype=torch.bool)
+    b[0, 13000 if reverse else 7000] = float("nan")
+    resets[0, 9000] = True
+    h = linear_scan.run("numba", a, b, h0, resets=resets, reverse=reverse)
+    spoiled = slice(9001, 13001) if reverse else slice(7000, 9000)
+    expected = torch.zeros(20000, dtype=torch.bool)
+    expected[spoiled] = True
+    assert torch.equal(h.isnan().any(-1)[0], expected)
+
+
+def test_a_product_of_decays_that_overflows_spoils_no_zeros(five_threads):
+    a, b, h0 = inputs(1, 30000, 8, torch.float32)
+    assert not linear_scan.run("numba", 0 * a + 1.1, 0 * b, 0 * h0).any()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -72,10 +72,13 @@ def linear_scan(
         h (B,T,D) in the promoted dtype of ``a``, ``b`` and ``h0``. Half precision is computed in float32 and
         rounded at the end; a float32 ``h0`` makes the result float32. T = 0 gives an empty result.
 
-    Backends, in order: ``numba`` (CPU: one pass over memory, forward and backward), ``triton`` (CUDA devices: one
+    Backends, in order: ``numba`` (CPU: one pass over memory, forward and backward; where a batch has fewer rows than
+    there are threads, a second pass over the steps at which anything is left of what came before their half, third ..,
+    so that the last bits depend on the number of threads), ``triton`` (CUDA devices: one
     pass forward, one back and products of its result), ``loop`` (any device: one torch operation a step and an
-    analytic backward), ``reference``. All but the last can be differentiated once only; for second derivatives use ``use_backend(linear_scan="reference")``. ``linear_scan.matrix`` gives
-    the implied matrix.
+    analytic backward), ``reference``. All but the last can be
+    differentiated once only; for second derivatives use ``use_backend(linear_scan="reference")``.
+    ``linear_scan.matrix`` gives the implied matrix.
 
     Raises ValueError for shapes that do not fit. Source: G. Blelloch, Prefix Sums and Their Applications,
     1990, section 1.4 (the recurrence as a scan); E. Martin and C. Cundy, Parallelizing Linear Recurrent
