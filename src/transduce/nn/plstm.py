@@ -92,17 +92,29 @@ class PLSTM(Mixer):
         return y, None if state is None else memory
 
 
+def _fan(heads: int) -> Tensor:
+    """Biases of the angles, (H): spread over [-2, 2] among the heads h, h + 4, h + 8 .. that start with the same flip,
+    so that these look into the whole of its quarter of the plane; 0, half to the right and half down, for one alone."""
+    fan = torch.zeros(heads)
+    for flip in range(min(4, heads)):
+        own = fan[flip::4]
+        if len(own) > 1:
+            own.copy_(torch.linspace(-2, 2, len(own)))
+    return fan
+
+
 class PLSTM2D(nn.Module):
     """pLSTM over a grid in all four pairs of directions: (B,Y,X,dim) -> (B,Y,X,dim).
 
-    ``mode`` "P" (directed propagation): with an angle o = sigmoid(b_h + w . x / (2 dim)), b_h spread over [-2, 2] and w
-    zero at first, and transition and source strengths t and s between 0 and 1,
+    ``mode`` "P" (directed propagation): with an angle o = sigmoid(b_h + w . x / (2 dim)), b_h spread over [-2, 2] among
+    the heads of a flip and w zero at first, and transition and source strengths t and s between 0 and 1,
     t_lr = t_ur = o t, t_ud = t_ld = 1 - o t, s_r = o s, s_d = 1 - s_r, m_l = m_u: each edge hands on exactly what it
     has, so nothing explodes and signals travel in a direction. "D" (diffusive): straight on and one of the turns
     only, all at most 1: a single path leads from one edge to another; which turn it is changes from head to head. The
     recurrence is :func:`transduce.ops.grid_scan.grid_scan`; the outputs of the four flips are averaged. q, k and v are
     shared by the flips, gates are not: each head's marks start open for one flip and nearly closed for the others,
-    because a mean over four equal flips tells no direction from another, and training leaves that point late.
+    because a mean over four equal flips tells no direction from another, and training leaves that point late; so it
+    does where the heads that share a flip do not look into the whole of its quarter of the plane.
 
     mask (B,Y,X), False: the cell takes no part and stops what passes; what x holds there has no influence.
     """
@@ -121,8 +133,8 @@ class PLSTM2D(nn.Module):
         self.angle = _gates(dim, 4 * heads, 0.0) if mode == "P" else None
         if self.angle is not None:
             nn.init.zeros_(self.angle.weight)
-            self.angle.bias.data.view(4, heads).copy_(torch.linspace(-2, 2, heads))
-        turns = torch.arange(heads) % 2 == 0
+            self.angle.bias.data.view(4, heads).copy_(_fan(heads))
+        turns = (torch.arange(heads) + torch.arange(heads) // 4) % 2 == 0  # both kinds among the heads of a flip, too
         self.register_buffer("turns_down", turns, persistent=False)
 
     def gates(self, x: Tensor) -> Tensor:
