@@ -73,3 +73,15 @@ def test_each_head_starts_with_one_flip(mode):
     gates = PLSTM2D(16, 8, mode=mode).gates(torch.randn(1, 3, 3, 16))  # (4,B,Y,X,H,9)
     marks = gates[..., [GATES.index("mark left"), GATES.index("mark up")]].mean((1, 2, 3, 5))
     assert (marks.argmax(0) == torch.arange(8) % 4).all() and (marks.sum(0) < 1.3).all()
+
+
+def test_the_heads_of_a_flip_look_both_ways():
+    """Right and down among the angles that share a flip, and both turns among its diffusive heads."""
+    x = torch.randn(1, 2, 2, 16)
+    right, down = (
+        PLSTM2D(16, 8, mode="P").gates(x)[..., GATES.index(name)].mean((0, 1, 2, 3))
+        for name in ("left to right", "left to down")
+    )
+    assert all(right[h] < down[h] and right[h + 4] > down[h + 4] for h in range(4))
+    turn = PLSTM2D(16, 8, mode="D").gates(x)[..., GATES.index("left to down")].amax((0, 1, 2, 3)) > 0
+    assert all(turn[h] != turn[h + 4] for h in range(4))
