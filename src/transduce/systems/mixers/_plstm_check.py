@@ -19,7 +19,7 @@ from transduce.ops.grid_scan import GATES, grid_scan
 from transduce.train.check import Check
 from transduce.train.plots import curves
 
-DIM, HEADS, BATCH, PICTURES, PASSES, RATE = 32, 8, 32, 20_000, 12, 1e-3
+DIM, HEADS, BATCH, PICTURES, PASSES, RATE, DECAY = 32, 8, 32, 20_000, 12, 1e-3, 0.05
 SMALL, LARGE, PATCH = 48, 96, 6
 TURNS = {(0, 0): "left to right", (0, 1): "left to down", (1, 0): "up to right", (1, 1): "up to down"}
 
@@ -124,11 +124,11 @@ def _pieces(total: int, most: int) -> list[int]:
 
 
 def train(kind: str, seed: int, pictures: int, passes: int, say: Callable[[str], None]) -> PatchLabeller:
-    """Batches of 32, each turned or mirrored in one of the eight ways, Adam with one cycle of the rate; all networks
+    """Batches of 32, each turned or mirrored in one of the eight ways, AdamW with one cycle of the rate; all networks
     of a seed see the same pictures in the same order."""
     net, steps = network(kind, seed), passes * (pictures // BATCH)
     images, labels = draw(pictures, seed)
-    optimiser = torch.optim.Adam(net.parameters(), lr=RATE)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps, pct_start=0.1)
     generator, losses = torch.Generator().manual_seed(1_000_003 * seed + 2), []
     for step in range(steps):
