@@ -35,7 +35,7 @@ def why_traced(*tensors: Tensor | None) -> str | None:
 def why_not_kernel(*tensors: Tensor) -> str | None:
     """None when a compiled CPU kernel can serve these tensors, otherwise the reason why not."""
     for t in tensors:
-        if t.device.type != "cpu":
+        if not t.is_cpu:
             return f"a tensor is on {t.device}, the kernel runs on the CPU"
     traced = why_traced(*tensors)  # first: what follows cannot be traced
     return traced or (None if has_numba() else "numba is not installed")
