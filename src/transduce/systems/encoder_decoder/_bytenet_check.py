@@ -23,7 +23,9 @@ from transduce.train.plots import curves
 
 from ._dictionary import fit, gru_rival, measure_words, parameters, smoothed, words
 
-WIDTH, PASSES, RATE, SYMBOLS, SETS = 128, 3, 2e-3, 2048, 6
+WIDTH, PASSES, RATE, SYMBOLS, SETS = 128, 3, 4e-3, 2048, 6
+"""The rate of both networks. On validation words, with a seed that is not reported, it gave ByteNet 88.5 % and the GRU
+87.6 %; 2e-3 gave them 87.9 and 85.6 % on test words, where this check was first run."""
 
 
 def check(report: Check) -> None:
