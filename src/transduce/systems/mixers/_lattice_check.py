@@ -35,10 +35,10 @@ TRIED = (
     "forgetting 0.80 (3e-3), 0.82 (5e-3), 0.77 (1e-2); the same without projection 0.80 (3e-3), 0.80 (1e-2). With "
     "forgetting 0.70 (3e-3), 0.59 (5e-3); the same without projection 0.46 (3e-3). Linear attention 0.43 (3e-3), 0.46 "
     "(5e-3), 0.70 (1e-2). Batches of 16 rows at 3e-3 end in the middle of the learning: Lattice 0.70 without "
-    "forgetting, 0.58 with it, linear attention 0.53. Each memory is reported at its best rate of these. A "
-    "rate that falls to zero changes little: 0.81 at 5e-3, linear attention 0.69 at 1e-2. At other sizes, constant rates, "
-    "Lattice without forgetting is level with linear attention at the better of 5e-3 and 1e-2: 4 slots 0.28 and 0.31, "
-    "12 slots 0.88 and 0.90, 16 slots 0.93 and 0.95, 8 slots of 64 numbers 0.89 (3e-3) and 0.89."
+    "forgetting, 0.58 with it, linear attention 0.53. Each memory is reported at its best rate of these. "
+    "A rate that falls to zero changes little: 0.81 at 5e-3, linear attention 0.69 at 1e-2. At other sizes, constant "
+    "rates, Lattice without forgetting is level with linear attention at the better of 5e-3 and 1e-2: 4 slots 0.28 "
+    "and 0.31, 12 slots 0.88 and 0.90, 16 slots 0.93 and 0.95, 8 slots of 64 numbers 0.89 (3e-3) and 0.89."
 )
 """What was measured on the way to the settings above."""
 
