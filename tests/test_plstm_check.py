@@ -85,3 +85,18 @@ def test_the_heads_of_a_flip_look_both_ways():
     assert all(right[h] < down[h] and right[h + 4] > down[h + 4] for h in range(4))
     turn = PLSTM2D(16, 8, mode="D").gates(x)[..., GATES.index("left to down")].amax((0, 1, 2, 3)) > 0
     assert all(turn[h] != turn[h + 4] for h in range(4))
+
+
+def test_a_blank_patch_is_the_zero_vector():
+    net = PatchLabeller([nn.Identity()], 8, 3, patch=3, stem=16, local=True)
+    assert not net.embed(torch.zeros(2, 9)).any() and not net.convs[0](torch.zeros(1, 8, 4, 4)).any()
+
+
+def test_lines_keep_the_width_that_is_asked_for():
+    ink = [
+        float((1 - arrow_pointing(96, line=line)(64, torch.Generator().manual_seed(0)).images).sum())
+        for line in (1.0, None, 3.0)
+    ]
+    assert ink[0] < ink[1] < ink[2]
+    images = arrow_pointing(96, line=2.0)(8, torch.Generator().manual_seed(0)).images
+    assert torch.equal(images, arrow_pointing(96)(8, torch.Generator().manual_seed(0)).images)

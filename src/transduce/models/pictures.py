@@ -31,9 +31,10 @@ class PatchLabeller(nn.Module):
     (B,height,width) of numbers -> logits (B,num_labels). ``layers``: modules (B,Y,X,dim) -> (B,Y,X,dim), for example
     :class:`transduce.nn.PLSTM2D`, or attention in a :class:`Raster` (a vision transformer). ``positions``: learn a
     vector for each cell of a grid of so many rows and columns, which is stretched to larger pictures; None adds none.
-    ``stem``: hidden units with GELU between a patch and its vector; None is one linear map. ``local``: before each
-    layer x <- x + conv(x), every channel over 3 by 3 cells. ``pool``: the mean over all cells, or the largest value of
-    each channel, which more blank cells around the same things do not change.
+    ``stem``: hidden units with GELU between a patch and its vector, without biases, so that a blank patch (zeros) is
+    the zero vector and tells the first layer nothing; None is one linear map. ``local``: before each layer
+    x <- x + conv(x), every channel over 3 by 3 cells, without biases likewise. ``pool``: the mean over all cells, or
+    the largest value of each channel, which more blank cells around the same things do not change.
     Raises ValueError for a picture that patches do not tile. Dosovitskiy et al. 2020, arXiv 2010.11929, section 3.1.
     """
 
@@ -56,12 +57,12 @@ class PatchLabeller(nn.Module):
         pixels = patch * patch
         self.embed: nn.Module = nn.Linear(pixels, dim)
         if stem is not None:
-            self.embed = nn.Sequential(nn.Linear(pixels, stem), nn.GELU(), nn.Linear(stem, dim))
+            self.embed = nn.Sequential(nn.Linear(pixels, stem, bias=False), nn.GELU(), nn.Linear(stem, dim, bias=False))
         self.place = None
         if positions is not None:
             self.place = nn.Parameter(torch.empty(positions, positions, dim).normal_(std=0.02))
         self.layers = nn.ModuleList(layers)
-        near = lambda: nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        near = lambda: nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
         self.convs = nn.ModuleList(near() for _ in layers) if local else None
         self.norms = nn.ModuleList(LayerNorm(dim) for _ in range(2 * len(layers) + 1))
         self.feedforwards = nn.ModuleList(FeedForward(dim, 2 * dim) for _ in layers)

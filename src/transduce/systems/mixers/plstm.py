@@ -11,8 +11,9 @@ against the edges of a graph. Two ways to choose the gates keep long paths from 
 what it has (P), or no two paths lead from one edge to another (D).
 
 Simplified: numbers as transitions, no orthogonal matrices; gates read their own cell, without a convolution.
-Added where the check labels pictures: GELU between a patch and its vector, convolutions over 3 by 3 cells, maxima over
-all cells, which more blank ones do not change.
+Added where the check labels pictures: GELU between a patch and its vector, convolutions over 3 by 3 cells, both without
+biases, so that blank cells send nothing into the first layer; maxima over all cells, which more blank ones do not
+change.
 
 Claim: the recurrence is the sum over all paths; signals neither explode nor fade over a grid; and a network that says
 on pictures of 48 pixels whether an arrow points at a disc still says it on 96, where a vision transformer of that
