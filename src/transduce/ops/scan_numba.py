@@ -116,7 +116,7 @@ def _forward(data) -> None:  # noqa: ANN001
         row, block, piece = job // (blocks * pieces), job // pieces % blocks, job % pieces
         lo, hi = width * block // blocks, width * (block + 1) // blocks
         before = h0[row, lo:hi]
-        product = before  # not asked for in the first piece
+        product = before  # asked for only between the first piece and the last
         if piece > 0:
             product, before = parts[row, piece, 0, lo:hi], parts[row, piece, 1, lo:hi]
             product[:] = 1
@@ -128,7 +128,7 @@ def _forward(data) -> None:  # noqa: ANN001
                 now[:] = b[row, t, lo:hi]
                 if piece > 0:
                     product[:] = 0
-            elif piece > 0:
+            elif 0 < piece < pieces - 1:
                 rows = (a[row, t, lo:hi], b[row, t, lo:hi], before, product, now, product)
                 if reverse:
                     _both_down(rows)
@@ -196,7 +196,7 @@ def _backward(data) -> None:  # noqa: ANN001
         row, block, piece = job // (blocks * pieces), job // pieces % blocks, job % pieces
         lo, hi = width * block // blocks, width * (block + 1) // blocks
         carry = dh0[row, lo:hi]
-        product = carry  # not asked for in the last piece
+        product = carry  # asked for only between the first piece and the last
         if pieces > 1:
             product, carry = parts[row, piece, 0, lo:hi], parts[row, piece, 1, lo:hi]
             product[:] = 1
@@ -217,7 +217,7 @@ def _backward(data) -> None:  # noqa: ANN001
             if restart:
                 da_now[:] = 0
                 carry[:] = 0
-            if piece < pieces - 1:
+            if 0 < piece < pieces - 1:
                 if restart:
                     product[:] = 0
                 else:
