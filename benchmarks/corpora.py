@@ -23,7 +23,8 @@ from transduce.data.metrics import TRANSLATION, described, measures
 
 NAMES = (
     "libreoffice-help", "libreoffice-help:en-fr", "libreoffice-help:de+fr-en", "debian-descriptions",
-    "debian-descriptions:en-de", "debian-descriptions:en-fr", "sotu", "python-stdlib", "mnist",
+    "debian-descriptions:en-de", "debian-descriptions:en-fr",
+    "debian-synopses", "debian-synopses:de+fr-en", "sotu", "python-stdlib", "mnist",
 )  # fmt: skip
 LEAD = 8
 

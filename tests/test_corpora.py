@@ -175,7 +175,7 @@ def test_offline_the_sentence_says_which_file_belongs_where(cache, monkeypatch):
 
 
 def test_new_names_are_listed_and_suggested():
-    new = {"libreoffice-help", "debian-descriptions", "sotu", "mnist", "python-stdlib"}
+    new = {"libreoffice-help", "debian-descriptions", "debian-synopses", "sotu", "mnist", "python-stdlib"}
     assert new <= set(corpora.names()) and not any(name.startswith("_") for name in corpora.names())
     with pytest.raises(DataError, match='Did you mean "libreoffice-help"'):
         load_corpus("libreofice-help:en-fr")
@@ -393,6 +393,11 @@ def test_synopses_and_paragraphs_are_aligned_where_their_number_agrees():
     assert [(e.source, e.target) for _, e in rows] == [
         ("Foo does what foo does, and does it well enough for all.", "Foo tut, was Foo tut, und zwar gut."),
         ("It has a list: * of one", "Es hat eine Liste: * mit einem"),
+        ("tool that does foo", "Werkzeug für Foo"),
+    ]
+    alone = debian_descriptions.aligned(versions, groups, paragraphs=False)
+    assert sorted((e.source, e.target) for _, e in alone) == [
+        ("bar", "Bar"),
         ("tool that does foo", "Werkzeug für Foo"),
     ]
     ((group, only),) = debian_descriptions.summaries(versions[0], groups)

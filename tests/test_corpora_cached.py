@@ -66,6 +66,14 @@ def test_debian_translations():
     assert_parts_are_apart(corpus)
 
 
+@indexed("Packages", "Translation-en", "Translation-de", "Translation-fr")
+def test_debian_synopses_are_one_line_each_split_like_the_descriptions():
+    several = load_corpus("debian-synopses:de+fr-en")
+    assert sum(sizes(several)) > 8000 and min(sizes(several)) > 100
+    assert_parts_are_apart(several)
+    assert all(e.source.count(SEPARATOR) == 1 and "\n" not in e.target for e in several.test)
+
+
 @cached(sotu.ARCHIVE)
 def test_sotu():
     corpus = load_corpus("sotu")

@@ -291,6 +291,17 @@ def test_every_row_comes_once_an_epoch_within_the_budget():
     assert sorted(seen) == list(range(len(data.train)))
 
 
+def test_rows_that_are_too_long_are_left_out_of_every_epoch():
+    data = prepared()
+    sizes = [max(len(s), len(t)) for s, t in zip(data.train.sources, data.train.targets)]
+    loader = Loader(data.train, batch_symbols=200, seed=1, endless=False, longest=6)
+    seen = sorted(row for batch in loader for row in batch.rows)
+    assert seen == [row for row, size in enumerate(sizes) if size <= 6]
+    assert 0 < loader.left_out == len(sizes) - len(seen)
+    with pytest.raises(DataError, match=f"at most 1 symbols.*--longest.*shortest one has {min(sizes)}"):
+        Loader(data.train, batch_symbols=200, seed=1, longest=1)
+
+
 def test_batches_hold_little_padding():
     found = list(Loader(prepared().train, batch_symbols=400, seed=0, endless=False))
     cells = sum(b.source.data.numel() + b.target.data.numel() for b in found)

@@ -86,6 +86,15 @@ def test_resume_repeats_the_uninterrupted_run_bit_for_bit(tmp_path, changes):
     assert resumed.metrics == whole.metrics
 
 
+def test_a_run_on_short_rows_says_how_many_it_leaves_out_and_keeps_to_it(tmp_path):
+    _, heard, _ = train(tmp_path / "run", recorder=Recorder(stop_at=15), longest=3)
+    assert any("50 of 100 training rows have more than 3 symbols" in note for note in heard.notes)
+    with pytest.raises(UserError, match="longest = 3 and cannot go on with longest = None"):
+        train(tmp_path / "run", resume=True)
+    result, _, _ = train(tmp_path / "run", resume=True, longest=3)
+    assert result.steps == 30
+
+
 def test_a_run_killed_after_a_checkpoint_goes_on_from_it(tmp_path):
     class Killed(BaseException):
         pass

@@ -262,12 +262,25 @@ def _cut(
     return pieces
 
 
+def _no_longer(encoded: Encoded, longest: int | None) -> np.ndarray:
+    """The rows whose source and target have at most ``longest`` symbols; :class:`DataError` where there are none."""
+    size = np.maximum(*encoded.lengths())
+    kept = np.arange(len(size)) if longest is None else np.flatnonzero(size <= longest)
+    if not len(kept):
+        raise DataError(
+            f"No training row has at most {longest} symbols, the end symbol included (--longest); the shortest one has "
+            f"{size.min()}."
+        )
+    return kept
+
+
 class Loader:
     """Training batches without end: each epoch every row once, batches of similar length in random order.
 
     The order of epoch e is a function of (seed, e) alone, so ``state_dict`` is two numbers and a restored
     loader goes on with exactly the batch that would have come. ``epoch``: passes done, with the share of
-    the present one. ``batch_symbols`` and ``batch_cells`` limit a batch as in ``TrainConfig``. ``packed``: texts stand one behind the
+    the present one. ``batch_symbols`` and ``batch_cells`` limit a batch as in ``TrainConfig``. ``longest``: rows with a
+    source or a target of more symbols are left out; ``left_out`` counts them. ``packed``: texts stand one behind the
     other in rows of one length instead (:mod:`transduce.data.packing`), in random order.
     """
 
@@ -278,16 +291,18 @@ class Loader:
         batch_symbols: int,
         seed: int,
         batch_cells: int | None = None,
-        shuffle: bool = True,
+        longest: int | None = None,
         endless: bool = True,
         packed: bool = False,
     ) -> None:
         if len(encoded) == 0:
             raise DataError("There are no examples to train on.")
+        self._kept = _no_longer(encoded, longest)
+        self.left_out = len(encoded) - len(self._kept)
         if packed and encoded.sources is not None:
             raise DataError("Only texts can be packed: a row of several pairs would mix up their sources.")
         self.encoded, self.batch_symbols, self.seed = encoded, batch_symbols, seed
-        self.shuffle, self.endless, self.packed = shuffle, endless, packed
+        self.endless, self.packed = endless, packed
         self.batch_cells = batch_cells
         self._go_to(0, 0)
 
@@ -297,12 +312,9 @@ class Loader:
     def _order(self, epoch: int) -> list[np.ndarray] | list[Lines]:
         source, target = self.encoded.lengths()
         rng = np.random.default_rng((self.seed, epoch))
+        mixed = self._kept[rng.permutation(len(self._kept))]
         if self.packed:
-            order = rng.permutation(len(target)) if self.shuffle else np.arange(len(target))
-            return pack(order, target, self.batch_symbols)
-        if not self.shuffle:
-            return _cut(np.lexsort((target, source)), source, target, self.batch_symbols, self.batch_cells)
-        mixed = rng.permutation(len(target))
+            return pack(mixed, target, self.batch_symbols)
         order = mixed[np.lexsort((target[mixed], source[mixed]))]
         pieces = _cut(order, source, target, self.batch_symbols, self.batch_cells)
         return [pieces[i] for i in rng.permutation(len(pieces))]

@@ -169,11 +169,14 @@ class MeanOver(Aggregate):
 
 
 class GatedMax(Aggregate):
-    """max_s (a_{u,s} * sigmoid(b_{u,s})), [a, b] = W x + c: a gated linear unit and then the maximum."""
+    """max_s (a_{u,s} * sigmoid(b_{u,s})), [a, b] = W x + c: a gated linear unit and then the maximum.
 
-    def __init__(self, width: int) -> None:
-        super().__init__(width)
-        self.gate = nn.Linear(width, 2 * width)
+    ``out``: channels of a and of b, as many as x has where left out.
+    """
+
+    def __init__(self, width: int, out: int | None = None) -> None:
+        super().__init__(out or width)
+        self.gate = nn.Linear(width, 2 * self.width)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         return self._biggest(F.glu(self.gate(x), -1), valid)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from transduce.core.errors import UserError
 
 from .schedules import SCHEDULES
+
+if TYPE_CHECKING:
+    from transduce.data import Encoded, Loader
 
 PRECISIONS = ("auto", "float32", "bf16")
 
@@ -29,6 +32,8 @@ class TrainConfig:
     batch_cells: int | None = None
     """At most this many padded pairs of a source and a target symbol in a batch, for models that hold a value
     for every such pair; None for no such limit."""
+    longest: int | None = None
+    """Training rows with a source or a target of more symbols are left out; held-out ones stay. None keeps all."""
     learning_rate: float = 2e-3
     """Peak learning rate."""
     schedule: Literal["one-cycle", "cosine", "inverse-sqrt", "constant"] = "one-cycle"
@@ -95,8 +100,14 @@ class TrainConfig:
 
     @property
     def batch_limits(self) -> dict[str, int | None]:
-        """How large a batch may be, as the loader takes it."""
+        """How large a batch may be."""
         return {"batch_symbols": self.batch_symbols, "batch_cells": self.batch_cells}
+
+    def loader(self, part: Encoded) -> Loader:
+        """The training part in the batches and the order of this run."""
+        from transduce.data import Loader  # here, so that the command line need not wait for it
+
+        return Loader(part, seed=self.seed, packed=self.pack, longest=self.longest, **self.batch_limits)
 
     def suit(self, kind: str) -> None:
         """Raise :class:`UserError` for settings that data of this kind ("pairs", "text") cannot have."""
@@ -114,6 +125,7 @@ _AT_LEAST = {
     "max_steps": 1,
     "batch_symbols": 1,
     "batch_cells": 1,
+    "longest": 1,
     "weight_decay": 0,
     "clip": 0,
     "accumulate": 1,
@@ -137,6 +149,7 @@ def resumable(before: dict[str, Any], now: TrainConfig) -> bool:
     Returns True when a limit was moved. Raises :class:`UserError` naming a field that must not change.
     """
     present = now.to_json()
+    before = {"longest": None, **before}  # runs from before there was this setting do not say
     same({k: v for k, v in before.items() if k not in LIMITS + FREE}, present)
     return any(before.get(name) != present[name] for name in LIMITS)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transduce.core.protocols import System
 from transduce.core.seq import Batch
 from transduce.core.state import nbytes
-from transduce.data.batching import Loader, Prepared, batches
+from transduce.data.batching import Prepared, batches
 
 from .config import TrainConfig
 from .distributed import World
@@ -75,7 +75,7 @@ def forecast(system: System, prepared: Prepared, config: TrainConfig, world: Wor
     """Measure a few batches. The weights and all generators are as before."""
     engine = Engine(system.model, system.objective, config, world)
     engine.choose_precision(_middling(prepared, config))
-    loader = Loader(prepared.train, seed=config.seed, packed=config.pack, **config.batch_limits)
+    loader = config.loader(prepared.train)
     taken = [b for b, _ in zip(loader, range(min(64, loader.batches_per_epoch)))]
     largest = max(taken, key=_cells)
     middling = sorted(taken, key=_cells)[len(taken) // 2]

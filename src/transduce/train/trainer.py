@@ -14,7 +14,7 @@ from torch import Tensor
 from transduce.core.errors import UserError
 from transduce.core.protocols import System
 from transduce.core.seq import Batch
-from transduce.data.batching import Encoded, Loader, Prepared, batches
+from transduce.data.batching import Encoded, Prepared, batches
 
 from . import bundle, checkpoint, weights
 from .board import Board
@@ -108,7 +108,10 @@ class Trainer:
     def _begin(self, started: float) -> None:
         c = self.config
         self.engine = Engine(self.system.model, self.system.objective, c, self.world)
-        self.loader = Loader(self.prepared.train, seed=c.seed, packed=c.pack, **c.batch_limits)
+        self.loader = c.loader(self.prepared.train)
+        if self.loader.left_out:
+            rows = len(self.prepared.train)
+            self.note(f"{self.loader.left_out:,} of {rows:,} training rows have more than {c.longest} symbols: left out")
         self._data = data_mark(self.prepared)
         self._pace = Pace()
         self._meter = Meter()

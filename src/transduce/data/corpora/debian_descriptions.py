@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Iterable, Iterator, NamedTuple
+from typing import Iterable, Iterator, NamedTuple, Sequence
 
 from ..batching import Corpus, Example
 from ..metrics import SUMMARY
@@ -24,6 +24,7 @@ LANGUAGES = ("cs", "da", "de", "en", "es", "fr", "it", "ja", "ko", "pl", "pt", "
 SUMMARY_SOURCE, SUMMARY_TARGET = (8, 200), (2, 20)
 """Fewest and most words of a description and of its synopsis: 98 of 100 packages."""
 SHORTEST, LONGEST = 2, 80
+LICENCE = "freely redistributable; each package's own licence, named in its copyright file"
 
 _RECORD = re.compile(r"(\S+)\nDescription-md5: (\S+)\nDescription-[\w@]+: (.*)\n")
 _BUILT = re.compile(r"(\S+)\n(?:Source: (\S+))?")
@@ -77,18 +78,21 @@ def summaries(
 
 
 def aligned(
-    versions: list[dict[str, Description]], groups: dict[str, str]
+    versions: list[dict[str, Description]], groups: dict[str, str], *, paragraphs: bool = True
 ) -> Iterator[tuple[str, Example]]:
-    """``(family, example)`` of each synopsis and paragraph that all versions have; the last one is the target."""
+    """``(family, example)`` of each synopsis and paragraph that all versions have; the last one is the target.
+
+    Without ``paragraphs`` of the synopses alone, of one word too."""
+    shortest = SHORTEST if paragraphs else 1
     for key in versions[0].keys() & set(versions[0]).intersection(*versions[1:]):
         several = [version[key] for version in versions]
         group = groups.get(several[0].package, family(several[0].package))
         rows: list[tuple[str, ...]] = [tuple(one.synopsis for one in several)]
-        if len({len(one.paragraphs) for one in several}) == 1:
+        if paragraphs and len({len(one.paragraphs) for one in several}) == 1:
             rows += zip(*(one.paragraphs for one in several))
         for *sources, target in rows:
             if (
-                _within(sources[0], (SHORTEST, LONGEST))
+                _within(sources[0], (shortest, LONGEST))
                 and all(_within(text, (1, LONGEST)) for text in (*sources, target))
                 and target not in sources
             ):
@@ -99,12 +103,18 @@ def _within(text: str, limits: tuple[int, int]) -> bool:
     return limits[0] <= len(text.split()) <= limits[1]
 
 
-def load(data_dir: str | os.PathLike | None = None, variant: str | None = None) -> Corpus:
-    chosen = None if variant is None else direction(NAME, variant, LANGUAGES)
-    languages = ("en",) if chosen is None else chosen.languages
+def read(
+    languages: Sequence[str], data_dir: str | os.PathLike | None
+) -> tuple[list[dict[str, Description]], dict[str, str]]:
+    """The descriptions of each language by the MD5 of the English one, and the family of each package."""
     files = [f"Translation-{_code(language)}" for language in languages]
     packages, *texts = index.read([index.PACKAGES, *files], data_dir)
-    versions, groups = [descriptions(text) for text in texts], families(packages)
+    return [descriptions(text) for text in texts], families(packages)
+
+
+def load(data_dir: str | os.PathLike | None = None, variant: str | None = None) -> Corpus:
+    chosen = None if variant is None else direction(NAME, variant, LANGUAGES)
+    versions, groups = read(("en",) if chosen is None else chosen.languages, data_dir)
     rows: Iterable[tuple[str, Example]]
     if chosen is None:
         rows = summaries(versions[0], groups)
@@ -113,7 +123,7 @@ def load(data_dir: str | os.PathLike | None = None, variant: str | None = None) 
     return sentence_pairs(
         NAME if chosen is None else f"{NAME}:{chosen}",
         rows,
-        licence="freely redistributable; each package's own licence, named in its copyright file",
+        licence=LICENCE,
         origin=f"package index of Debian {index.RELEASE}, main{f', {chosen}' if chosen else ''}",
         metrics=SUMMARY if chosen is None else chosen.metrics,
     )

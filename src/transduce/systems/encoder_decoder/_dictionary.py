@@ -23,17 +23,19 @@ from transduce.train.check import Check, train_steps
 from transduce.train.evaluate import Evaluation, evaluate
 
 
-def words(report: Check, *, train: int | None = None, held_out: int = 1000, longest: int = 99) -> Prepared:
+def words(
+    report: Check, *, train: int | None = None, held_out: int = 1000, longest: int = 99, spelled: bool = False
+) -> Prepared:
     """The CMU dictionary's words of at most ``longest`` letters, every n-th of them: ``train`` words (None:
-    all) and ``held_out`` for validation and for the test. A smoke run gets made-up words and fetches
-    nothing."""
+    all) and ``held_out`` for validation and for the test. ``spelled``: phonemes letter by letter with spaces
+    between them, "K AE T", instead of one symbol each. A smoke run gets made-up words and fetches nothing."""
     if report.quick:
         corpus = synthetic.make("synthetic-reverse", train=60, held_out=12, longest=6)
     else:
         corpus = load_corpus("cmudict")
     sizes = {"train": train, "valid": held_out, "test": held_out}
     parts = {part: _thinned(getattr(corpus, part), longest, n) for part, n in sizes.items()}
-    return prepare(replace(corpus, **parts))
+    return prepare(replace(corpus, **parts, target_units="chars" if spelled else corpus.target_units))
 
 
 def _thinned(examples, longest: int, wanted: int | None) -> list:
@@ -110,9 +112,10 @@ def fit(
     return losses, time.perf_counter() - started
 
 
-def measure_words(model: Model, part: Encoded, spec: DataSpec) -> Evaluation:
-    """Greedy decoding against all pronunciations."""
-    return evaluate(model, Greedy(ratio(2.0, 10)), part, spec, batch_symbols=8192)
+def measure_words(model: Model, part: Encoded, spec: DataSpec, stretch: float = 2.0) -> Evaluation:
+    """Greedy decoding, at most ``stretch`` times as long as the word and 10 symbols, against all
+    pronunciations."""
+    return evaluate(model, Greedy(ratio(stretch, 10)), part, spec, batch_symbols=8192)
 
 
 def smoothed(losses: list[float], points: int = 40) -> tuple[list[float], list[float]]:

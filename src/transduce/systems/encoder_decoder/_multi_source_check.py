@@ -136,9 +136,9 @@ def _with_wrong_part(prepared: Prepared, rows: int | None = None) -> Encoded:
 # ---------------------------------------------------------------- package descriptions
 
 
-def translations(corpus: Corpus, part: int | None = None) -> Prepared:
+def translations(corpus: Corpus, part: int | None = None, vocabulary: int = 4000) -> Prepared:
     """A translation corpus of several source languages as it is, or with one of them only, in subwords."""
-    return prepare(corpus if part is None else _only(corpus, part), vocabulary=4000)
+    return prepare(corpus if part is None else _only(corpus, part), vocabulary=vocabulary)
 
 
 def chrf(system: System, prepared: Prepared, rows: int, swap: bool = False) -> float:

@@ -15,8 +15,8 @@ random while training. Data without a separator have one source; all four are th
 (hierarchical but for a second attention over one candidate).
 
 Claim: all four use several sources and beat the best single one, and a wrong second source hurts them.
-``transduce reproduce multi-source-transformer`` measures it on words to interleave and on Debian's package
-descriptions, German and French to English.
+``transduce reproduce multi-source-transformer`` measures it on words to interleave, ``python -m
+benchmarks.multi_source`` on synopses of Debian's packages, German and French to English.
 """
 
 from __future__ import annotations

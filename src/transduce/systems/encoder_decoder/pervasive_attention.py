@@ -48,6 +48,8 @@ class Config:
     """Side of the convolutions' kernel, odd."""
     aggregate: Literal["max", "average", "gated-max", "attention"] = "max"
     """How the source axis is collapsed."""
+    gate: int | None = None
+    """Channels of the gated maximum (aggregate="gated-max"), as many as the grid's where left out."""
     tied: bool = True
     """Use the target embedding as the output matrix."""
     dropout: float = 0.1
@@ -67,10 +69,11 @@ def pervasive_attention(data: DataSpec, c: Config = Config()) -> System:
     grid = DenseGrid(2 * c.embed, growth=c.growth, layers=c.layers, kernel=c.kernel, dropout=c.dropout)
     source = Embed(data.source.size, c.embed, scale=True)
     target = Embed(data.target.size, c.embed, scale=True)
+    aggregate = AGGREGATES[c.aggregate](grid.width, *([c.gate] if c.aggregate == "gated-max" else []))
     decoder = GridDecoder(
         target,
         grid,
-        AGGREGATES[c.aggregate](grid.width),
+        aggregate,
         Head(c.embed, data.target.size, tied=target if c.tied else None),
         readout=c.embed,
         dropout=c.dropout,
