@@ -2,9 +2,8 @@
 
 ``python -m benchmarks.multi_source --minutes 3``: trains ``multi-source-transformer`` on
 ``debian-synopses:de+fr-en`` with every way to combine the two memories, and on either language alone, each
-for the same time, and writes chrF on the test part to ``results/multi-source-synopses.json``. A model that
-reads the French part must lose when it is another row's. ``--paragraphs`` takes ``debian-descriptions:de+fr-en``
-instead, five times as much text, and writes ``results/multi-source-descriptions.json``.
+for the same time, and writes chrF on the test part to ``results/multi-source-transformer-synopses.json``. A model
+that reads the French part must lose when it is another row's.
 """
 
 from __future__ import annotations
@@ -49,15 +48,13 @@ def chrf(cross: str, prepared, seconds: float, seed: int, limit: int) -> tuple[f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=3.0, help="training time of each model")
-    parser.add_argument("--paragraphs", action="store_true", help="whole descriptions instead of synopses")
     parser.add_argument("--rows", type=int, default=1000, help="test rows that are translated")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data-dir", default=None, help="directory with data that no package brings")
     parser.add_argument("--out", type=Path, default=Path("results"))
     options = parser.parse_args()
-    texts = "descriptions" if options.paragraphs else "synopses"
-    corpus = load_corpus(f"debian-{texts}:de+fr-en", data_dir=options.data_dir)
-    report = Check(f"multi-source-{texts}", options.out, seeds=(options.seed,))
+    corpus = load_corpus("debian-synopses:de+fr-en", data_dir=options.data_dir)
+    report = Check("multi-source-transformer-synopses", options.out, seeds=(options.seed,))
     measured = lambda cross, data: chrf(cross, data, 60 * options.minutes, options.seed, options.rows)
     best = 0.0
     for name, part in SINGLES.items():
@@ -80,8 +77,7 @@ def main() -> None:
         )
     path = report.write()
     record = json.loads(path.read_text())
-    flag = " --paragraphs" if options.paragraphs else ""
-    record["command"] = f"python -m benchmarks.multi_source --minutes {options.minutes:g}{flag}"
+    record["command"] = f"python -m benchmarks.multi_source --minutes {options.minutes:g}"
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"written: {path}")
 
