@@ -39,6 +39,8 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     # As many threads in all as one process would use.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // processes)))
+    # Models may leave parameters out of a step, which torch is told; where one does not, every process would warn.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with tempfile.TemporaryDirectory() as folder:
         os.environ[_ENDINGS] = folder
         config = LaunchConfig(

@@ -25,9 +25,11 @@ from transduce.train.check import Check, train_steps
 from transduce.train.evaluate import evaluate
 from transduce.train.plots import curves
 
-WIDTH, SECONDS, SYMBOLS, RATE, LSTM_RATE, WINDOW = 128, 200.0, 4096, 3e-3, 3e-3, 256
+WIDTH, SECONDS, SYMBOLS, RATE, WINDOW = 128, 200.0, 2048, 6e-3, 256
 """SECONDS are processor seconds of training, all threads counted: half as many on the clock with two
-cores."""
+cores. On validation text, with a seed that is not reported, ByteNet had 1.74 bits at 6e-3 in batches of 4,096
+symbols and 1.72 in batches of 2,048, the LSTM 1.62 at 6e-3. With 3e-3 and 4,096, where this check was first run,
+they had 1.93 and 1.81 on the test text."""
 TRAIN, HELD_OUT = 2_000_000, 100_000
 
 
@@ -88,16 +90,16 @@ def _parameters(model: nn.Module) -> int:
 
 
 def _train(
-    report: Check, data: Prepared, model: Model, seed: int, rate: float, label: str
+    report: Check, data: Prepared, model: Model, seed: int, label: str
 ) -> dict[str, object]:
     """As many steps as the budget of processor seconds holds, at the pace of a few steps of a copy."""
     stream = lambda: iter(Loader(data.train, batch_symbols=SYMBOLS, seed=seed))
     steps = 4
     if not report.quick:
         trial = copy.deepcopy(model)
-        train_steps(trial, Likelihood(), stream(), 20, learning_rate=rate)  # the schedule needs some steps
+        train_steps(trial, Likelihood(), stream(), 20, learning_rate=RATE)  # the schedule needs some steps
         started = time.process_time()
-        train_steps(trial, Likelihood(), stream(), 20, learning_rate=rate)
+        train_steps(trial, Likelihood(), stream(), 20, learning_rate=RATE)
         steps = max(20, int(SECONDS / ((time.process_time() - started) / 20)))
     started = time.process_time()
     losses = train_steps(
@@ -105,7 +107,7 @@ def _train(
         Likelihood(),
         stream(),
         steps,
-        learning_rate=rate,
+        learning_rate=RATE,
         say=report.say,
         label=f"{label}, seed {seed},",
     )
@@ -132,8 +134,8 @@ def check(report: Check) -> None:
         torch.manual_seed(seed)
         ours = bytenet_lm(data.spec, Config(width=32 if report.quick else WIDTH)).model
         rival = lstm_rival(data.spec.target.size, _parameters(ours))
-        for label, model, rate in (("ByteNet", ours, RATE), ("LSTM", rival, LSTM_RATE)):
-            run = _train(report, data, model, seed, rate, label)
+        for label, model in (("ByteNet", ours), ("LSTM", rival)):
+            run = _train(report, data, model, seed, label)
             runs[label].append(run)
             report.notes[f"{label}, seed {seed}"] = {k: v for k, v in run.items() if k != "losses"}
     bits = {label: [r["bits"] for r in found] for label, found in runs.items()}
