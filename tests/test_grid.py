@@ -18,7 +18,7 @@ from transduce.core.tap import record
 from transduce.data import Corpus, Example, Loader, batches, prepare
 from transduce.models import EncoderDecoder, GridDecoder, SequenceEncoder
 from transduce.nn.embed import Embed, Head
-from transduce.nn.grid import AGGREGATES, DenseGrid, GridConv, MaxOver
+from transduce.nn.grid import AGGREGATES, DenseGrid, GatedMax, GridConv, MaxOver
 from transduce.ops.conv2d import causal_conv2d
 from transduce.search import Beam, CoveragePenalty, Greedy, align
 from transduce.systems.encoder_decoder import _pervasive_check as pervasive_check
@@ -176,6 +176,8 @@ def test_search_and_alignment():
 def test_refusals_say_what_to_do():
     with pytest.raises(ValueError, match="must be odd.*try 5"):
         GridConv(3, 4, 4)
+    with pytest.raises(UserError, match="gate must be at least 1, got 0"):
+        GatedMax(4, 0)
     with pytest.raises(ValueError, match="layers and growth"):
         DenseGrid(4, growth=2, layers=0)
     with pytest.raises(ValueError, match="give start"):
@@ -183,7 +185,12 @@ def test_refusals_say_what_to_do():
 
 
 @pytest.mark.parametrize(
-    "change", [{"aggregate": "gated-max"}, {"aggregate": "attention", "tied": False, "kernel": 5}]
+    "change",
+    [
+        {"aggregate": "gated-max"},
+        {"aggregate": "gated-max", "gate": 5},
+        {"aggregate": "attention", "tied": False, "kernel": 5},
+    ],
 )
 def test_variants_of_the_system(change):
     page = systems.find("pervasive-attention")

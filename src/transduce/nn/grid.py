@@ -171,10 +171,12 @@ class MeanOver(Aggregate):
 class GatedMax(Aggregate):
     """max_s (a_{u,s} * sigmoid(b_{u,s})), [a, b] = W x + c: a gated linear unit and then the maximum.
 
-    ``out``: channels of a and of b, as many as x has where left out.
+    ``out``: channels of a and of b, as many as x has where left out. Raises :class:`UserError` for none.
     """
 
     def __init__(self, width: int, out: int | None = None) -> None:
+        if out is not None and out < 1:
+            raise UserError(f"gate must be at least 1, got {out}; leave it out for as many channels as the grid has.")
         super().__init__(out or width)
         self.gate = nn.Linear(width, 2 * self.width)
 
