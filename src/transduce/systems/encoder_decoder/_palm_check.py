@@ -239,6 +239,8 @@ def _behaviour(report: Check) -> dict[str, list[Model]]:
             [a / max(b, 1e-6) for a, b in zip(last[name], lm)],
             Claim("last_third", "the source stays in view however long the output is", at_most=0.6),
         )
+        # A seed whose language model learns the task makes the mean of the ratios above say little.
+        report.measure(f"{name}: the same, mean error of all seeds over mean error", [sum(last[name]) / sum(lm)])
         report.measure(
             f"{name}: error in the last third of what it writes itself over the language model's",
             [a / max(b, 1e-6) for a, b in zip(written[name], written["language model"])],
