@@ -67,7 +67,7 @@ def test_debian_translations():
 
 
 @indexed("Packages", "Translation-en", "Translation-de", "Translation-fr")
-def test_debian_synopses_are_one_line_each_split_like_the_descriptions():
+def test_debian_synopses_from_two_languages():
     several = load_corpus("debian-synopses:de+fr-en")
     assert sum(sizes(several)) > 8000 and min(sizes(several)) > 100
     assert_parts_are_apart(several)

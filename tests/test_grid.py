@@ -197,6 +197,12 @@ def test_variants_of_the_system(change):
     check_system(page, config=page.config_type(**change))
 
 
+def test_a_gate_without_a_gated_maximum_is_refused():
+    page = systems.find("pervasive-attention")
+    with pytest.raises(UserError, match="gate is for"):
+        check_system(page, config=page.config_type(gate=5))
+
+
 def test_batches_keep_to_their_cells():
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(list("abc"), n)) for n in rng.integers(1, 30, 200)]

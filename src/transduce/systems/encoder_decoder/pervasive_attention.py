@@ -24,6 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from transduce.core.errors import UserError
 from transduce.core.protocols import System
 from transduce.core.registry import system
 from transduce.data import DataSpec
@@ -70,7 +71,9 @@ def pervasive_attention(data: DataSpec, c: Config = Config()) -> System:
     grid = DenseGrid(2 * c.embed, growth=c.growth, layers=c.layers, kernel=c.kernel, dropout=c.dropout)
     source = Embed(data.source.size, c.embed, scale=True)
     target = Embed(data.target.size, c.embed, scale=True)
-    aggregate = AGGREGATES[c.aggregate](grid.width, *([c.gate] if c.aggregate == "gated-max" else []))
+    if c.gate is not None and c.aggregate != "gated-max":
+        raise UserError('gate is for aggregate="gated-max"; leave it out, or choose that.')
+    aggregate = AGGREGATES[c.aggregate](grid.width, *([] if c.gate is None else [c.gate]))
     decoder = GridDecoder(
         target,
         grid,
